@@ -1,0 +1,110 @@
+"""What a person is asked, and what they decide."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from holdfast.contracts.ids import ApprovalId, RunId, TenantId, ThreadId
+
+DecisionType = Literal["approve", "edit", "reject", "respond"]
+
+
+class ApprovalStatus(StrEnum):
+    """The life of an approval. All but `pending` are final."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    EDITED = "edited"
+    """Approved with other arguments than were asked for."""
+    REJECTED = "rejected"
+    RESPONDED = "responded"
+    """Answered in the tool's place, or to a plain `interrupt(value)`."""
+    EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
+    """The run ended before anyone decided."""
+
+
+class ApprovalKind(StrEnum):
+    """What is asked."""
+
+    TOOL = "tool"
+    """May this tool be called with these arguments?"""
+    RECONCILE = "reconcile"
+    """A call's answer was lost: did it happen?"""
+    QUESTION = "question"
+    """A plain `interrupt(value)` of a node."""
+
+
+class ApprovalRequest(BaseModel):
+    """A question for a person, before it has an id. Its payload is LangChain's human-in-the-loop request
+    (`action_requests`, `review_configs`) for tools, and the interrupt's value for a question."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: ApprovalKind
+    interrupt_id: str
+    """LangGraph's id of the interrupt: the only thing a run is resumed by."""
+    node: str
+    task_id: str
+    payload: Any
+    allowed: tuple[DecisionType, ...] = ("approve", "edit", "reject", "respond")
+    tool_name: str | None = None
+    args: dict[str, Any] | None = None
+    args_digest: str | None = None
+    """Digest of the tool, its arguments and the policy version: what is granted is exactly this."""
+    policy_version: str | None = None
+    rule: str | None = None
+    call_id: str | None = None
+    """For `reconcile`: the call in question."""
+    expires_in_seconds: float = Field(default=604_800.0, gt=0)
+
+
+class Approval(BaseModel):
+    """A row of the inbox."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: ApprovalId
+    tenant_id: TenantId
+    run_id: RunId
+    thread_id: ThreadId
+    kind: ApprovalKind
+    status: ApprovalStatus
+    interrupt_id: str
+    node: str
+    task_id: str
+    payload: Any
+    allowed: tuple[DecisionType, ...]
+    tool_name: str | None = None
+    args: dict[str, Any] | None = None
+    args_digest: str | None = None
+    granted_digest: str | None = None
+    """The digest that was granted: `args_digest`, or that of the edited arguments."""
+    policy_version: str | None = None
+    rule: str | None = None
+    call_id: str | None = None
+    created_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None = None
+    decided_by: str | None = None
+    decision: dict[str, Any] | None = None
+    """LangChain's decision: `{"type": "approve"}`, `{"type": "edit", "edited_action": {…}}`,
+    `{"type": "reject", "message": …}`, `{"type": "respond", "message": …}`."""
+    used_at: datetime | None = None
+    """When the grant was used; it can be used once."""
+
+
+class Ruling(BaseModel):
+    """What a person decides about an approval, before it is recorded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: DecisionType
+    message: str | None = None
+    """For `reject` and `respond`: what the model is told."""
+    args: dict[str, Any] | None = None
+    """For `edit`: the arguments to use instead."""
+    value: Any = None
+    """For `respond` to a plain interrupt: the answer."""

@@ -1,0 +1,148 @@
+"""One total table: every exception, ours or not, has one of the ten error types and its retry rule."""
+
+from collections.abc import Iterator, Mapping
+
+from holdfast.contracts.errors import (
+    RETRY_RULES,
+    AuthError,
+    BudgetExceeded,
+    ErrorType,
+    HoldfastError,
+    HumanRequired,
+    InvalidRequest,
+    PermanentDependency,
+    PolicyDenied,
+    RateLimited,
+    RetryRule,
+    RunCancelled,
+    TimedOut,
+    TransientDependency,
+    UnclassifiedFailure,
+)
+
+_CLASS_OF_TYPE: Mapping[ErrorType, type[HoldfastError]] = {
+    ErrorType.VALIDATION_ERROR: InvalidRequest,
+    ErrorType.POLICY_DENIED: PolicyDenied,
+    ErrorType.AUTH_ERROR: AuthError,
+    ErrorType.RATE_LIMITED: RateLimited,
+    ErrorType.TIMEOUT: TimedOut,
+    ErrorType.TRANSIENT_DEPENDENCY: TransientDependency,
+    ErrorType.PERMANENT_DEPENDENCY: PermanentDependency,
+    ErrorType.BUDGET_EXCEEDED: BudgetExceeded,
+    ErrorType.HUMAN_REQUIRED: HumanRequired,
+    ErrorType.CANCELLATION: RunCancelled,
+}
+
+# By qualified name, so that this room imports no provider. The first class of the MRO that is named here decides.
+FOREIGN: Mapping[str, ErrorType] = {
+    "asyncio.exceptions.CancelledError": ErrorType.CANCELLATION,
+    "langgraph.errors.NodeCancelledError": ErrorType.CANCELLATION,
+    "builtins.TimeoutError": ErrorType.TIMEOUT,
+    "langgraph.errors.NodeTimeoutError": ErrorType.TIMEOUT,
+    "langgraph.errors.GraphRecursionError": ErrorType.BUDGET_EXCEEDED,
+    "langgraph.errors.InvalidUpdateError": ErrorType.VALIDATION_ERROR,
+    "builtins.ConnectionError": ErrorType.TRANSIENT_DEPENDENCY,
+    "builtins.PermissionError": ErrorType.PERMANENT_DEPENDENCY,
+    "pydantic_core._pydantic_core.ValidationError": ErrorType.VALIDATION_ERROR,
+    "json.decoder.JSONDecodeError": ErrorType.VALIDATION_ERROR,
+    "jsonschema.exceptions.ValidationError": ErrorType.VALIDATION_ERROR,
+    "langchain_core.exceptions.OutputParserException": ErrorType.VALIDATION_ERROR,
+    "langchain_core.tools.base.ToolException": ErrorType.VALIDATION_ERROR,
+    "httpx.TimeoutException": ErrorType.TIMEOUT,
+    "httpx.TransportError": ErrorType.TRANSIENT_DEPENDENCY,
+    "httpcore.TimeoutException": ErrorType.TIMEOUT,
+    "httpcore.NetworkError": ErrorType.TRANSIENT_DEPENDENCY,
+    "openai.APITimeoutError": ErrorType.TIMEOUT,
+    "openai.APIConnectionError": ErrorType.TRANSIENT_DEPENDENCY,
+    "openai.APIResponseValidationError": ErrorType.VALIDATION_ERROR,
+    "anthropic.APITimeoutError": ErrorType.TIMEOUT,
+    "anthropic.APIConnectionError": ErrorType.TRANSIENT_DEPENDENCY,
+    "psycopg.OperationalError": ErrorType.TRANSIENT_DEPENDENCY,
+    "psycopg.InterfaceError": ErrorType.TRANSIENT_DEPENDENCY,
+    "psycopg_pool.PoolTimeout": ErrorType.TRANSIENT_DEPENDENCY,
+    "psycopg.Error": ErrorType.PERMANENT_DEPENDENCY,
+}
+
+
+def type_of_status(status: int) -> ErrorType:
+    """The error type of an HTTP answer that is not a success (RFC 9110 section 15; 429 from RFC 6585)."""
+    match status:
+        case 401 | 403:
+            return ErrorType.AUTH_ERROR
+        case 408 | 504:
+            return ErrorType.TIMEOUT
+        case 429:
+            return ErrorType.RATE_LIMITED
+        case 409 | 425 | 500 | 502 | 503 | 529:
+            return ErrorType.TRANSIENT_DEPENDENCY
+        case _:
+            return ErrorType.TRANSIENT_DEPENDENCY if status >= 500 else ErrorType.PERMANENT_DEPENDENCY
+
+
+def type_of(error: BaseException) -> ErrorType:
+    """The error type of any exception. What nobody knows is `permanent_dependency`, which is never retried."""
+    if isinstance(error, HoldfastError):
+        return error.error_type
+    if isinstance(error, BaseExceptionGroup):
+        return _type_of_group(error)
+    if (status := _http_status(error)) is not None:
+        return type_of_status(status)
+    return next((FOREIGN[name] for name in _names(error) if name in FOREIGN), ErrorType.PERMANENT_DEPENDENCY)
+
+
+def translated(error: BaseException) -> HoldfastError:
+    """`error` as one of ours, with the original's class in the facts and the original as its cause."""
+    if isinstance(error, HoldfastError):
+        return error
+    if isinstance(error, BaseExceptionGroup) and (inner := first_of_ours(error)) is not None:
+        return inner
+    kind = type_of(error)
+    known = kind is not ErrorType.PERMANENT_DEPENDENCY or any(name in FOREIGN for name in _names(error))
+    ours = _CLASS_OF_TYPE[kind] if known else UnclassifiedFailure
+    facts: dict[str, object] = {"exception": next(_names(error))}
+    if (wait := retry_after_seconds(error)) is not None:
+        facts["retry_after_seconds"] = wait
+    result = ours(str(error) or type(error).__name__, **facts)
+    result.__cause__ = error
+    return result
+
+
+def is_retryable(error: BaseException) -> bool:
+    """The retry predicate that every governed node is given: LangGraph's own retries a refused budget."""
+    if isinstance(error, HoldfastError):
+        return error.retryable
+    return RETRY_RULES[type_of(error)] is RetryRule.BACKOFF
+
+
+def first_of_ours(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:
+    """The first error of ours in a group: what a TaskGroup's failure is about."""
+    for inner in group.exceptions:
+        if isinstance(inner, HoldfastError):
+            return inner
+        if isinstance(inner, BaseExceptionGroup) and (found := first_of_ours(inner)) is not None:
+            return found
+    return None
+
+
+def retry_after_seconds(error: BaseException) -> float | None:
+    """The Retry-After of a provider's answer in seconds (RFC 9110 section 10.2.3), where it is a number."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    try:
+        return max(0.0, float(headers["retry-after"])) if headers and "retry-after" in headers else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _type_of_group(group: BaseExceptionGroup[BaseException]) -> ErrorType:
+    ours = first_of_ours(group)
+    return ours.error_type if ours is not None else type_of(group.exceptions[0])
+
+
+def _http_status(error: BaseException) -> int | None:
+    status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) and not isinstance(status, bool) and status >= 400 else None
+
+
+def _names(error: BaseException) -> Iterator[str]:
+    for kind in type(error).__mro__:
+        yield f"{kind.__module__}.{kind.__qualname__}"

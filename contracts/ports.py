@@ -1,0 +1,280 @@
+"""What the upper rooms need of the store and of the process, as protocols.
+
+Implemented on Postgres in `checkpoints` and in memory in `holdfast.testing`; both pass `tests/conformance`.
+Every method says for whom it works: by an `Owner`, a tenant or a principal. Every write joins its events to the
+same commit. A write for a run whose epoch has moved on raises `LeaseLost` and leaves no trace; a store that cannot
+be reached raises `StoreUnavailable`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from holdfast.contracts.approvals import Approval, ApprovalRequest, Ruling
+from holdfast.contracts.calls import CallIntent, CallOutcome, CallRecord, Opened
+from holdfast.contracts.errors import RuntimeErrorRecord
+from holdfast.contracts.events import Event, EventDraft
+from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
+from holdfast.contracts.limits import BudgetState, Limits, Usage
+from holdfast.contracts.runs import Owner, Run, RunClaim, RunRequest, RunStatus
+from holdfast.contracts.tenancy import Principal, Tenant
+
+
+class Ids(Protocol):
+    """Makes new ids."""
+
+    def new(self) -> str:
+        """A new UUIDv7 (RFC 9562), as text."""
+        ...
+
+
+class Dice(Protocol):
+    """Randomness as an argument, for jitter alone."""
+
+    def fraction(self) -> float:
+        """A number in [0, 1)."""
+        ...
+
+
+class Renewal(BaseModel):
+    """The answer to a heartbeat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    held: bool
+    """False: the lease has run out or moved on."""
+    cancel_requested: bool = False
+
+
+class Runs(Protocol):
+    """Runs and their threads."""
+
+    async def admit(self, request: RunRequest) -> Run:
+        """Write the run, its thread, its budget and its first event in one commit, and wake a worker.
+
+        Raises `AdmissionRefused` when the tenant's queue is full, `NotFound` for an unknown tenant. Admitting the
+        same run id again with the same request returns the run; with another, `Conflict`.
+        """
+        ...
+
+    async def get(self, tenant_id: TenantId, run_id: RunId) -> Run:
+        """The run; `NotFound` when this tenant has none of that id."""
+        ...
+
+    async def find(
+        self,
+        tenant_id: TenantId,
+        *,
+        thread_key: str | None = None,
+        status: RunStatus | None = None,
+        limit: int = 100,
+    ) -> Sequence[Run]:
+        """The tenant's runs, newest first."""
+        ...
+
+    async def thread_id(self, tenant_id: TenantId, thread_key: str) -> ThreadId:
+        """Our id of the tenant's thread; `NotFound` when it has none of that name."""
+        ...
+
+    async def request_cancel(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, reason: str) -> Run:
+        """Ask a run to stop. One that is queued or interrupted is `cancelled` at once; one that is running is told
+        by its worker's heartbeat; one that has ended raises `Conflict`."""
+        ...
+
+    async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
+        """Before a node: count the step (a task that is run again is the same step), check that the run is still
+        ours, and write the event. Returns whether the run has been asked to stop. Raises `BudgetExceeded` when the
+        steps are used up."""
+        ...
+
+    async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
+        """Park the run until a person decides: stops its clock and releases the lease. Returns `interrupted`, or
+        `queued` when something was already decided meanwhile."""
+        ...
+
+    async def finish(
+        self,
+        owner: Owner,
+        status: RunStatus,
+        *,
+        output: Any,
+        cause: RuntimeErrorRecord | None,
+        event: EventDraft,
+    ) -> None:
+        """End the run, release the lease, and withdraw what is still asked. Idempotent for the same status."""
+        ...
+
+    async def release(self, owner: Owner, *, event: EventDraft) -> None:
+        """Hand the run back to the queue: the attempt is over, the run is not."""
+        ...
+
+
+class Leases(Protocol):
+    """Who works on what. Times are the database's. A claim crosses tenants: it works for the worker's process."""
+
+    async def claim(
+        self,
+        worker_id: str,
+        *,
+        tenants: Sequence[TenantId] | None,
+        graphs: Sequence[str],
+        slots: int,
+        ttl_seconds: float,
+    ) -> Sequence[RunClaim]:
+        """Up to `slots` queued runs, and runs whose lease has run out, of these graphs: their epoch goes up by one,
+        their attempt too. `tenants=None`: of any tenant. Never two runs of one thread at a time, and never one
+        that is behind another on its thread. A run past its `max_attempts` is claimed too: its worker ends it."""
+        ...
+
+    async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:
+        """Prolong leases that are still ours and still running."""
+        ...
+
+
+class Journal(Protocol):
+    """What was asked of the outside and what came of it."""
+
+    async def open(self, owner: Owner, intent: CallIntent, *, event: EventDraft) -> Opened:
+        """Look the identity up; when it is not recorded, write the intent, reserve its budget on every budget of
+        the path, use up its grant, and write the event, in one commit.
+
+        Raises `BudgetExceeded` (no budget is touched) and `PolicyDenied` (the grant is used, expired, or for
+        something else).
+        """
+        ...
+
+    async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
+        """Before an open call is sent again by a later attempt: what the earlier send reserved counts as spent, and
+        `reservation` is reserved anew. Raises `BudgetExceeded`."""
+        ...
+
+    async def close(self, owner: Owner, outcome: CallOutcome, *, event: EventDraft) -> CallRecord:
+        """Record the outcome and settle the reservation on every budget of the path, in one commit. Usage above
+        the reservation is recorded in full. Idempotent by call id; an outcome that is there already stands."""
+        ...
+
+    async def find(self, tenant_id: TenantId, thread_id: ThreadId, key: str) -> CallRecord | None:
+        """The call with this identity key (`CallIdentity.key`), if there is one."""
+        ...
+
+    async def of_run(self, tenant_id: TenantId, run_id: RunId) -> Sequence[CallRecord]:
+        """The calls that a run opened, in order."""
+        ...
+
+
+class Ledger(Protocol):
+    """Budgets: the run's, its specialists', the tenant's. Calls reserve and settle through the journal."""
+
+    async def open_share(
+        self, owner: Owner, *, parent: BudgetId, share_key: str, limits: Limits, event: EventDraft
+    ) -> BudgetId:
+        """A budget for a specialist under `parent`. Idempotent by (run's thread, `share_key`): a node that runs
+        again gets the same budget, with what it has spent."""
+        ...
+
+    async def state(self, tenant_id: TenantId, budget_id: BudgetId) -> BudgetState:
+        """Limits, spent and reserved."""
+        ...
+
+    async def tenant_budget(self, tenant_id: TenantId) -> BudgetId:
+        """The id of the budget that all runs of the tenant share."""
+        ...
+
+
+class Events(Protocol):
+    """The append-only log of each run."""
+
+    async def append(self, owner: Owner, events: Sequence[EventDraft]) -> None:
+        """Write events that belong to no other change."""
+        ...
+
+    async def read(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
+        """Events with `seq > after`, in order."""
+        ...
+
+
+class Approvals(Protocol):
+    """The inbox."""
+
+    async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
+        """Put a question in the inbox. Idempotent by (thread, interrupt id)."""
+        ...
+
+    async def get(self, tenant_id: TenantId, approval_id: ApprovalId) -> Approval:
+        """The approval; `NotFound` when this tenant has none of that id."""
+        ...
+
+    async def of_interrupt(self, tenant_id: TenantId, thread_id: ThreadId, interrupt_id: str) -> Approval | None:
+        """The approval of an interrupt, if it was asked."""
+        ...
+
+    async def find(
+        self,
+        tenant_id: TenantId,
+        *,
+        run_id: RunId | None = None,
+        thread_key: str | None = None,
+        pending_only: bool = True,
+        limit: int = 100,
+    ) -> Sequence[Approval]:
+        """Approvals of the tenant, oldest first."""
+        ...
+
+    async def tenant_of(self, principal: Principal, approval_id: ApprovalId) -> TenantId:
+        """Whose approval this is, for a principal that may act for that tenant; `NotFound` otherwise."""
+        ...
+
+    async def decide(
+        self,
+        principal: Principal,
+        tenant_id: TenantId,
+        approval_id: ApprovalId,
+        ruling: Ruling,
+        *,
+        decision: Mapping[str, Any],
+        granted_digest: str | None,
+        event: EventDraft,
+    ) -> Approval:
+        """Record a decision by compare-and-set and put the run back in the queue, its clock running again, in one
+        commit. `Conflict` when it is not pending any more; `NotFound` for a stranger."""
+        ...
+
+    async def expire(self, *, principal: Principal, limit: int = 100) -> Sequence[Approval]:
+        """Expire what is overdue, across tenants, and put its runs back in the queue. For a worker's own principal."""
+        ...
+
+
+class Tenants(Protocol):
+    """The tenants' terms."""
+
+    async def put(self, tenant: Tenant) -> None:
+        """Make or change a tenant and its shared budget's limits."""
+        ...
+
+    async def get(self, tenant_id: TenantId) -> Tenant:
+        """The tenant's terms; `NotFound` for an unknown one."""
+        ...
+
+    async def names(self, *, principal: Principal) -> Sequence[TenantId]:
+        """The tenants a principal may see."""
+        ...
+
+
+class Store(Protocol):
+    """All ports of one database."""
+
+    @property
+    def runs(self) -> Runs: ...
+    @property
+    def leases(self) -> Leases: ...
+    @property
+    def journal(self) -> Journal: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def events(self) -> Events: ...
+    @property
+    def approvals(self) -> Approvals: ...
+    @property
+    def tenants(self) -> Tenants: ...

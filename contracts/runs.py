@@ -1,0 +1,160 @@
+"""One execution on a thread, from its request to its result."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from holdfast.contracts.approvals import Approval
+from holdfast.contracts.errors import RuntimeErrorRecord
+from holdfast.contracts.ids import RunId, TenantId, ThreadId
+from holdfast.contracts.limits import Limits, Usage
+from holdfast.contracts.tenancy import TenantContext
+
+
+class RunStatus(StrEnum):
+    """The states of a run."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """Rests with a person; its lease is released and its clock stopped."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether the run has ended; nothing reopens it."""
+        return self in {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED}
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing moves until a person or a new run does."""
+        return self.final or self is RunStatus.INTERRUPTED
+
+
+class RunIdentity(BaseModel):
+    """The specification's run context: what every step knows of its run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: RunId
+    thread_id: ThreadId
+    tenant_id: TenantId
+    deadline_ms: int | None
+    """Milliseconds the run had left when the attempt began; None: no deadline."""
+    policy_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """A run that someone wants, before it is admitted."""
+
+    run_id: RunId
+    thread_key: str
+    """The user's own name for the conversation."""
+    graph_name: str
+    graph_version: str
+    tenant: TenantContext
+    input: bytes
+    """The graph's input as the checkpoint serializer wrote it (`input_type` names its form)."""
+    input_type: str
+    context: dict[str, Any] | None
+    """The graph's context settings, plain JSON, nothing secret."""
+    limits: Limits
+    max_attempts: int = 5
+    trace_parent: str | None = None
+    """W3C traceparent of the caller, so that every attempt links to it."""
+    attached: bool = False
+    """Hosted by another engine: it is born running, and nobody claims it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as the store keeps it."""
+
+    run_id: RunId
+    thread_id: ThreadId
+    thread_key: str
+    tenant: TenantContext
+    graph_name: str
+    graph_version: str
+    status: RunStatus
+    input: bytes
+    input_type: str
+    context: dict[str, Any] | None
+    limits: Limits
+    remaining_seconds: float | None
+    """Working time left, by the database's clock (what was left when parked, while parked); None: no deadline."""
+    epoch: int
+    attempt: int
+    max_attempts: int
+    output: Any
+    next_action: str | None
+    cause: RuntimeErrorRecord | None
+    cancel_requested: bool
+    worker_id: str | None
+    trace_parent: str | None
+    attached: bool
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The right to write for a run: what the fence compares. Attached runs have one too, without a lease."""
+
+    tenant_id: TenantId
+    run_id: RunId
+    thread_id: ThreadId
+    epoch: int
+    attempt: int
+    worker_id: str
+    attached: bool = False
+
+
+class RunClaim(BaseModel):
+    """A worker's hold on a run: the specification's worker claim."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    run_id: RunId
+    worker_id: str
+    claimed_until: datetime
+    heartbeat_at: datetime
+    run: Run = Field(repr=False)
+
+    @property
+    def owner(self) -> Owner:
+        """The fence's view of this claim."""
+        return Owner(
+            tenant_id=self.run.tenant.tenant_id,
+            run_id=self.run_id,
+            thread_id=self.run.thread_id,
+            epoch=self.run.epoch,
+            attempt=self.run.attempt,
+            worker_id=self.worker_id,
+            attached=self.run.attached,
+        )
+
+
+class RunResult(BaseModel):
+    """How a run stands once it rests: the specification's run result, and what a caller wants to know besides."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: RunId
+    thread_id: ThreadId
+    status: RunStatus
+    output: Any = None
+    """The graph's output; for a failed or cancelled run, its state up to then."""
+    next_action: str | None = None
+    """What someone must do for the run to go on, in words; None when nothing."""
+    approvals: tuple[Approval, ...] = ()
+    """What a person is asked, while the run is `interrupted`."""
+    error: RuntimeErrorRecord | None = None
+    usage: Usage = Usage()

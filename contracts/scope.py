@@ -1,0 +1,103 @@
+"""What a node may use while it runs. A scope is set around every governed node and closed when the node ends."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from holdfast.contracts.calls import CallIdentity, CallKind, CallSite
+from holdfast.contracts.deadline import Deadline
+from holdfast.contracts.errors import LeaseLost, NotGoverned
+from holdfast.contracts.ids import BudgetId
+from holdfast.contracts.limits import Limits
+from holdfast.contracts.runs import Owner, RunIdentity
+from holdfast.contracts.tenancy import TenantContext
+from holdfast.contracts.verdicts import Autonomy
+
+
+@dataclass(slots=True, kw_only=True)
+class Scope:
+    """The rights of one node while it runs, or of one specialist below it."""
+
+    run: RunIdentity
+    owner: Owner
+    tenant: TenantContext
+    graph_name: str
+    node: str
+    agent_name: str
+    deadline: Deadline
+    limits: Limits
+    budgets: tuple[BudgetId, ...]
+    """Who pays, the innermost first: specialist, run, tenant."""
+    autonomy: Autonomy
+    locate: Callable[[], CallSite]
+    """Where the caller stands now; inside a `@task` that is another task than the node's own."""
+    still_ours: Callable[[], bool]
+    """The last check before anything is sent to the outside: is the lease still ours, by our own clock?"""
+    fork: str = ""
+    closed: bool = False
+    occurrences: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+
+    def identify(self, kind: CallKind, name: str, request_digest: str) -> CallIdentity:
+        """The identity of the next call with this digest here; each call of this method counts one."""
+        site = self.locate()
+        spot = (site.task_id, kind, name, request_digest)
+        occurrence = self.occurrences[spot]
+        self.occurrences[spot] += 1
+        return CallIdentity(
+            site=site, kind=kind, name=name, request_digest=request_digest, occurrence=occurrence, fork=self.fork
+        )
+
+    def require_open(self, what: str) -> None:
+        """Raise `NotGoverned` if the node has ended: a task that outlived it must not act."""
+        if self.closed:
+            raise NotGoverned(
+                f"{what} was called after node {self.node!r} had ended; await everything that a node starts",
+                action=what,
+                rule="scope.closed",
+            )
+
+    def require_ours(self) -> None:
+        """Raise `LeaseLost` when the lease has run out: the last thing before every send to the outside."""
+        if not self.still_ours():
+            raise LeaseLost(
+                f"run {self.owner.run_id} is no longer ours: the lease of epoch {self.owner.epoch} has run out",
+                run_id=self.owner.run_id,
+                epoch=self.owner.epoch,
+            )
+
+
+_scope: ContextVar[Scope | None] = ContextVar("holdfast_scope", default=None)
+
+
+def scope_here() -> Scope | None:
+    """The scope of the node that runs here, if any."""
+    return _scope.get()
+
+
+def current_scope(what: str) -> Scope:
+    """The open scope of the node that runs here; raises `NotGoverned` outside one."""
+    scope = _scope.get()
+    if scope is None:
+        raise NotGoverned(
+            f"{what} was called outside a governed node. Run the graph with Runtime.start(...), "
+            "or govern(graph) and open_runtime() where another engine hosts it",
+            action=what,
+            rule="scope.absent",
+        )
+    scope.require_open(what)
+    return scope
+
+
+class entered:  # noqa: N801  # reads as a word: `with entered(scope):`
+    """Makes `scope` the current one for the block."""
+
+    def __init__(self, scope: Scope | None) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> Scope | None:
+        self._token = _scope.set(self._scope)
+        return self._scope
+
+    def __exit__(self, *exc: object) -> None:
+        _scope.reset(self._token)

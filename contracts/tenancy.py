@@ -1,0 +1,50 @@
+"""Who pays and is isolated, and who acts."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from holdfast.contracts.ids import TenantId
+from holdfast.contracts.limits import Limits
+
+
+class TenantContext(BaseModel):
+    """On whose behalf something happens: the specification's tenant context. Every operation carries one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tenant_id: TenantId
+    user_id: str | None = None
+    roles: tuple[str, ...] = ()
+    data_scopes: tuple[str, ...] = ()
+    policy_version: str = ""
+
+
+class Principal(BaseModel):
+    """A person or service that acts: the configured directory says which tenants and roles it has."""
+
+    model_config = ConfigDict(frozen=True)
+
+    user_id: str = Field(min_length=1)
+    tenants: tuple[TenantId, ...] | None = ()
+    """The tenants it may act for. None: any (only a bare name on the embedded database has that)."""
+    roles: tuple[str, ...] = ()
+    data_scopes: tuple[str, ...] = ()
+
+    def may_act_for(self, tenant_id: str) -> bool:
+        """Whether this principal belongs to the tenant."""
+        return self.tenants is None or tenant_id in self.tenants
+
+
+class Tenant(BaseModel):
+    """A tenant's terms, from the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tenant_id: TenantId = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    defaults: Limits = Limits()
+    """Limits of a run that names none."""
+    may_be_unlimited: bool = False
+    """Whether a run may write out None for a limit."""
+    budget: Limits | None = None
+    """What all the tenant's runs together may use (its deadline and steps are not read); None: no such limit."""
+    max_queued: int = Field(default=1000, ge=0)
+    """Runs that may wait in the queue."""

@@ -1,0 +1,1 @@
+"""Content: typed state and topology. Reference graphs, and `govern()` for anyone's compiled graph."""

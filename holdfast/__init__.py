@@ -1,0 +1,1 @@
+"""holdfast runs LangGraph agents in production."""

@@ -1,0 +1,1 @@
+"""Decisions: facts in, verdict out. Pure; nothing here does I/O."""

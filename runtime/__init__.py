@@ -1,0 +1,1 @@
+"""The engine: coordinator, worker, leases, cancellation, shutdown, the real clock and ids."""
