@@ -58,6 +58,8 @@ class ApprovalRequest(BaseModel):
     rule: str | None = None
     call_id: str | None = None
     """For `reconcile`: the call in question."""
+    identity_key: str | None = None
+    """`CallIdentity.key` of the call that is asked for. The answer is found by it, not by the order of interrupts."""
     expires_in_seconds: float = Field(default=604_800.0, gt=0)
 
 
@@ -85,6 +87,7 @@ class Approval(BaseModel):
     policy_version: str | None = None
     rule: str | None = None
     call_id: str | None = None
+    identity_key: str | None = None
     created_at: datetime
     expires_at: datetime
     decided_at: datetime | None = None
@@ -94,6 +97,26 @@ class Approval(BaseModel):
     `{"type": "reject", "message": …}`, `{"type": "respond", "message": …}`."""
     used_at: datetime | None = None
     """When the grant was used; it can be used once."""
+
+
+class Question(BaseModel):
+    """What the tool executor wants a person to decide before it acts. The node's face turns it into an interrupt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: ApprovalKind
+    tool_name: str
+    args: dict[str, Any]
+    args_digest: str
+    policy_version: str
+    rule: str
+    reason: str
+    """In words, for the person: why they are asked."""
+    preview: str | None = None
+    """What would happen, where the tool can say so."""
+    allowed: tuple[DecisionType, ...] = ("approve", "edit", "reject", "respond")
+    call_id: str | None = None
+    expires_in_seconds: float = Field(default=604_800.0, gt=0)
 
 
 class Ruling(BaseModel):

@@ -1,11 +1,14 @@
 """What is asked of a model, and what it answers."""
 
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from holdfast.contracts.deadline import Deadline
+
+if TYPE_CHECKING:
+    from holdfast.contracts.scope import Scope
 
 Message = dict[str, Any]
 """`{"role": "system" | "user" | "assistant" | "tool", "content": …}`, with `tool_calls` and `tool_call_id`
@@ -66,6 +69,54 @@ class ModelResponse(BaseModel):
     """The provider's message as LangChain serialises it (`message_to_dict`), for code that wants it back whole."""
     replayed: bool = False
     """Whether the journal answered, rather than the model."""
+
+
+class ModelProvider(Protocol):
+    """Sends one request to one model. The gateway stands before it; nothing else may call it."""
+
+    @property
+    def provider(self) -> str:
+        """The provider's name, as in `"provider:model"`."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model's name at its provider."""
+        ...
+
+    async def send(self, request: ModelRequest, *, timeout_seconds: float) -> "ProviderReply":
+        """The model's answer. May raise anything; the gateway translates it."""
+        ...
+
+
+class ProviderReply(BaseModel):
+    """A provider's answer before the gateway has checked and priced it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    content: str
+    tool_calls: tuple[ToolCallRequest, ...] = ()
+    input_tokens: int | None = None
+    """None where the provider does not say: then the reservation's estimate counts."""
+    output_tokens: int | None = None
+    model: str | None = None
+    """The model that answered, where it says so; prices go by it."""
+    finish_reason: str | None = None
+    raw: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelDoor(Protocol):
+    """The one door for model calls."""
+
+    async def call(
+        self, request: ModelRequest, *, scope: "Scope", provider: ModelProvider | None = None
+    ) -> ModelResponse:
+        """Answer `request` for the node of `scope`, from the journal or from the model.
+
+        `provider` is given when a LangChain model of the user's own is carried through the door; otherwise the
+        request's `model_policy` is resolved. Raises the errors of `contracts.errors`.
+        """
+        ...
 
 
 class PriceQuote(BaseModel):

@@ -209,6 +209,10 @@ class Approvals(Protocol):
         """The approval of an interrupt, if it was asked."""
         ...
 
+    async def of_call(self, tenant_id: TenantId, thread_id: ThreadId, identity_key: str) -> Sequence[Approval]:
+        """The approvals that were asked for a call (`CallIdentity.key`), oldest first."""
+        ...
+
     async def find(
         self,
         tenant_id: TenantId,

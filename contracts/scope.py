@@ -10,6 +10,7 @@ from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import LeaseLost, NotGoverned
 from holdfast.contracts.ids import BudgetId
 from holdfast.contracts.limits import Limits
+from holdfast.contracts.models import ModelDoor
 from holdfast.contracts.runs import Owner, RunIdentity
 from holdfast.contracts.tenancy import TenantContext
 from holdfast.contracts.verdicts import Autonomy
@@ -30,6 +31,10 @@ class Scope:
     budgets: tuple[BudgetId, ...]
     """Who pays, the innermost first: specialist, run, tenant."""
     autonomy: Autonomy
+    models: ModelDoor
+    """The door for model calls, for LangChain code that is carried through it."""
+    default_model: str | None
+    """The model that the route `default` means when the configuration names none: the graph's own offline model."""
     locate: Callable[[], CallSite]
     """Where the caller stands now; inside a `@task` that is another task than the node's own."""
     still_ours: Callable[[], bool]

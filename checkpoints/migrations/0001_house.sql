@@ -160,6 +160,7 @@ create table approvals (
     policy_version text,
     rule           text,
     call_id        uuid,
+    identity_key   text,                          -- of the call that is asked for
     created_at     timestamptz not null default clock_timestamp(),
     expires_at     timestamptz not null,
     decided_at     timestamptz,
@@ -175,6 +176,7 @@ create table approvals (
 );
 create index approvals_pending on approvals (tenant_id, created_at) where status = 'pending';
 create index approvals_of_a_run on approvals (run_id);
+create index approvals_of_a_call on approvals (thread_id, identity_key) where identity_key is not null;
 
 create table run_heads (
     run_id    uuid primary key references runs,
