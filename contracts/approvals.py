@@ -1,11 +1,13 @@
 """What a person is asked, and what they decide."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from holdfast.contracts.canonical import digest
 from holdfast.contracts.ids import ApprovalId, RunId, TenantId, ThreadId
 
 DecisionType = Literal["approve", "edit", "reject", "respond"]
@@ -131,3 +133,8 @@ class Ruling(BaseModel):
     """For `edit`: the arguments to use instead."""
     value: Any = None
     """For `respond` to a plain interrupt: the answer."""
+
+
+def grant_digest(tool_name: str, args: Mapping[str, Any], policy_version: str) -> str:
+    """What an approval grants: the digest of this tool, exactly these arguments, under this policy."""
+    return digest({"tool": tool_name, "args": args, "policy_version": policy_version})
