@@ -1,4 +1,4 @@
-"""A scope for tests and simulations of what stands below a node: a real run of a real store, claimed, at a fixed spot."""
+"""A scope for tests of what stands below a node: a real run of a real store, claimed, at a fixed spot."""
 
 import math
 from collections import Counter
