@@ -61,14 +61,14 @@ def _committed(state: BudgetState, used: str) -> int:
 
 
 def _part(most: int | None, committed: int, fraction: float) -> int | None:
-    return None if most is None else ceil(max(0, most - committed) * Fraction(fraction))
+    return None if most is None else ceil(max(0, most - committed) * Fraction(str(fraction)))
 
 
 def _part_of_cost(state: BudgetState, fraction: float) -> Decimal | None:
     if state.limits.max_cost_usd is None:
         return None
     left = to_microusd(state.remaining_cost_usd())
-    return to_dollars(int((left or 0) * Fraction(fraction)))
+    return to_dollars(int((left or 0) * Fraction(str(fraction))))
 
 
 def _whole_microusd(cost: Decimal | None) -> Decimal | None:

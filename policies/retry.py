@@ -42,7 +42,7 @@ def pause_seconds(attempt: int, terms: RetryTerms, fraction: float, retry_after:
     "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     doublings = min(attempt - 1, _ATTEMPT_WHERE_THE_CAP_HOLDS)
-    ours = fraction * min(terms.cap_seconds, terms.base_seconds * 2**doublings)
+    ours = fraction * min(terms.cap_seconds, terms.base_seconds * 2.0**doublings)
     return ours if retry_after is None else retry_after + ours
 
 
