@@ -120,6 +120,7 @@ class CallRecord:
     status: Literal["open", "returned", "failed", "unknown"]
     reservation: Usage
     usage: Usage
+    """What all its sends have used so far; of the last one nothing, as long as it has no outcome."""
     response: Mapping[str, Any] | None
     error_type: ErrorType | None
     error_message: str | None

@@ -1,6 +1,7 @@
 """One total table: every exception, ours or not, has one of the ten error types and its retry rule."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from holdfast.contracts.errors import (
     RETRY_RULES,
@@ -105,6 +106,13 @@ def translated(error: BaseException) -> HoldfastError:
     result = ours(str(error) or type(error).__name__, **facts)
     result.__cause__ = error
     return result
+
+
+def recalled(error_type: ErrorType, message: str, facts: Mapping[str, Any]) -> HoldfastError:
+    """The error that a record tells of, as one of ours: of the type's own class, with its facts."""
+    error = _CLASS_OF_TYPE[error_type](message)
+    error.facts = dict(facts)
+    return error
 
 
 def is_retryable(error: BaseException) -> bool:

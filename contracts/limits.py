@@ -28,6 +28,17 @@ class Usage(BaseModel):
         """The cost as the store keeps it."""
         return to_microusd(self.cost_usd)
 
+    def __add__(self, other: "Usage") -> "Usage":
+        """Both together; an unknown cost makes the sum's unknown."""
+        unknown = self.cost_usd is None or other.cost_usd is None
+        return Usage(
+            model_calls=self.model_calls + other.model_calls,
+            tool_calls=self.tool_calls + other.tool_calls,
+            tokens_used=self.tokens_used + other.tokens_used,
+            cost_usd=None if unknown else (self.cost_usd or Decimal(0)) + (other.cost_usd or Decimal(0)),
+            steps=self.steps + other.steps,
+        )
+
 
 class Limits(BaseModel):
     """The most that may be used. A limit that is left out takes the tenant's default; `None` written out means
