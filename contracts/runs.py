@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.contracts.approvals import Approval
+from holdfast.contracts.canonical import digest
 from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.ids import RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits, Usage
@@ -70,6 +72,24 @@ class RunRequest:
     """W3C traceparent of the caller, so that every attempt links to it."""
     attached: bool = False
     """Hosted by another engine: it is born running, and nobody claims it."""
+
+    @property
+    def digest(self) -> str:
+        """What makes a request the same request when it is made again under the same run id."""
+        return digest(
+            {
+                "tenant": self.tenant.tenant_id,
+                "user": self.tenant.user_id,
+                "thread": self.thread_key,
+                "graph": self.graph_name,
+                "graph_version": self.graph_version,
+                "input": sha256(self.input).hexdigest(),
+                "input_type": self.input_type,
+                "context": self.context,
+                "limits": self.limits,
+                "attached": self.attached,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

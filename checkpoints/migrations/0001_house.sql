@@ -42,6 +42,7 @@ create table runs (
     attached         boolean not null default false,
     created_at       timestamptz not null default clock_timestamp(),
     started_at       timestamptz,
+    claimed_at       timestamptz,                 -- when the current attempt began
     finished_at      timestamptz,
     constraint a_run_has_a_known_status
         check (status in ('queued', 'running', 'interrupted', 'completed', 'failed', 'cancelled')),
@@ -54,6 +55,7 @@ create unique index one_running_run_per_thread on runs (thread_id) where status 
 create index runs_to_claim on runs (created_at, run_id) where status in ('queued', 'running');
 create index runs_open_on_a_thread on runs (thread_id, created_at, run_id)
     where status in ('queued', 'running', 'interrupted');
+create index runs_in_a_tenants_queue on runs (tenant_id) where status = 'queued';
 create index runs_of_a_tenant on runs (tenant_id, created_at desc);
 
 create table leases (
@@ -175,6 +177,7 @@ create table approvals (
     constraint only_a_grant_is_used check (used_at is null or status in ('approved', 'edited'))
 );
 create index approvals_pending on approvals (tenant_id, created_at) where status = 'pending';
+create index approvals_to_expire on approvals (expires_at) where status = 'pending';
 create index approvals_of_a_run on approvals (run_id);
 create index approvals_of_a_call on approvals (thread_id, identity_key) where identity_key is not null;
 
@@ -228,10 +231,9 @@ create policy the_engine_sees_all on run_heads to holdfast_engine using (true);
 create policy the_engine_sees_all on events    to holdfast_engine using (true);
 grant select (run_id, tenant_id, thread_id, graph_name, graph_version, status, deadline_at, remaining_ms, epoch, attempt,
               max_attempts, cancel_requested, attached, created_at, started_at) on runs to holdfast_engine;
-grant update (status, epoch, attempt, started_at, deadline_at, remaining_ms) on runs to holdfast_engine;
+grant update (status, epoch, attempt, started_at, claimed_at) on runs to holdfast_engine;
 grant select, insert, update, delete on leases to holdfast_engine;
 grant select (approval_id, tenant_id, run_id, status, expires_at) on approvals to holdfast_engine;
-grant update (status) on approvals to holdfast_engine;
 grant select (tenant_id) on tenants to holdfast_engine;
 grant select, insert, update on run_heads to holdfast_engine;
 grant insert on events to holdfast_engine;
