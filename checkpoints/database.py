@@ -1,0 +1,268 @@
+"""The way to Postgres: pools, one transaction at a time, each bound to tenants or to the engine's role.
+
+Row-level security decides what a transaction sees: `tenant()` and `tenants()` set whose rows, for that transaction
+alone; `engine()` logs in the same way and becomes `holdfast_engine`, which sees columns without payload, of everyone.
+
+Nothing waits forever. The server's own timeouts end a slow statement; a server that has gone deaf (stopped, or cut
+off by the network) is found out here: a transaction that is not over in time has its socket shut, and ends as
+`StoreUnavailable`.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from holdfast.checkpoints.migrating import UPGRADE, compare
+from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.translation import translating
+from holdfast.contracts.errors import ConfigurationError, InvalidRequest
+
+_SQL = load_queries(__name__, "database.sql")
+_MIGRATIONS = load_queries("holdfast.checkpoints.migrating", "migrating.sql")
+_OLDEST_SERVER = 160_000
+_LISTEN_CHECK_SECONDS = 30.0
+
+Connection = AsyncConnection[DictRow]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSizes:
+    """Connections of this process at most: for requests and runs, and for the engine."""
+
+    app: int = 8
+    engine: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.app, self.engine) < 1:
+            raise ConfigurationError(f"a pool needs at least one connection; got app={self.app}, engine={self.engine}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreTerms:
+    """How long is waited, in seconds, before the database counts as unavailable."""
+
+    connect_seconds: float = 5.0
+    """For a new connection."""
+    acquire_seconds: float = 10.0
+    """For a free connection of the pool."""
+    statement_seconds: float = 15.0
+    """For one statement; ended by the server."""
+    lock_seconds: float = 10.0
+    """For one lock; ended by the server."""
+    transaction_seconds: float = 30.0
+    """For a whole transaction; ended from here by shutting its socket, for a deaf server ends nothing."""
+    reconnect_seconds: float = 1.0
+    """Between two tries to listen again."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lock_seconds <= self.statement_seconds <= self.transaction_seconds:
+            raise ConfigurationError("store timeouts must satisfy 0 < lock <= statement <= transaction")
+        if min(self.connect_seconds, self.acquire_seconds, self.reconnect_seconds) <= 0:
+            raise ConfigurationError("store timeouts must be above 0 seconds")
+
+
+class Database:
+    """One database, as the application's login. Open it in the loop that uses it."""
+
+    def __init__(self, dsn: str, sizes: PoolSizes = PoolSizes(), terms: StoreTerms = StoreTerms()) -> None:  # noqa: B008  # frozen
+        self._terms = terms
+        self._dsn = _with_timeouts(dsn, terms)
+        self._app = self._pool("app", self._dsn, sizes.app)
+        self._engine = self._pool("engine", _with_option(self._dsn, "role", "holdfast_engine"), sizes.engine)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Check that the database is fit (`verify`), then open the pools."""
+        await self.verify()
+        await self._app.open()
+        await self._engine.open()
+
+    async def close(self) -> None:
+        """Close every connection. Whoever still waits for one gets `StoreUnavailable`."""
+        try:
+            await self._app.close()
+        finally:
+            await self._engine.close()
+
+    @asynccontextmanager
+    async def tenant(self, tenant_id: str) -> AsyncIterator[Connection]:
+        """A transaction that sees and writes this tenant's rows alone; committed on leaving."""
+        async with self.tenants([tenant_id]) as conn:
+            yield conn
+
+    @asynccontextmanager
+    async def tenants(self, tenant_ids: Sequence[str]) -> AsyncIterator[Connection]:
+        """A transaction that sees and writes the rows of these tenants."""
+        names = _joined(tenant_ids)
+        async with self._transaction(self._app) as conn:
+            await conn.execute(_SQL["work_for_tenants"], {"tenants": names})
+            yield conn
+
+    @asynccontextmanager
+    async def engine(self) -> AsyncIterator[Connection]:
+        """A transaction under the role `holdfast_engine`: across tenants, without payload; committed on leaving."""
+        async with self._transaction(self._engine) as conn:
+            yield conn
+
+    async def verify(self) -> None:
+        """Refuse a database that is not fit to start with.
+
+        Raises `ConfigurationError` for a login that row-level security would not hold for, a server that is too old,
+        and a schema that is older or newer than this code; `StoreUnavailable` when there is no server.
+        """
+        with translating():
+            async with await self._connect(self._dsn) as conn:
+                with self._hanging_up_on(conn):
+                    login = await (await conn.execute(_SQL["describe_login"])).fetchone()
+                    _require_upgraded(await (await conn.execute(_MIGRATIONS["has_table"])).fetchone())
+                    _require_fit_login(login or {})
+                    missing = compare(await (await conn.execute(_MIGRATIONS["applied"])).fetchall())
+        if missing:
+            raise ConfigurationError(
+                f"the database lacks {len(missing)} migration(s), from {missing[0].number} ({missing[0].name}) on; "
+                f"{UPGRADE}"
+            )
+
+    async def listen(self) -> AsyncIterator[str]:
+        """The payloads of the notifications that there is work, and `""` after every (re)connection.
+
+        A hint, never the truth: what was notified while the connection was lost is not repeated, so whoever listens
+        polls as well. Never ends by itself; close it with `contextlib.aclosing`.
+        """
+        while True:
+            try:
+                async with await self._connect(self._dsn) as conn:
+                    with self._hanging_up_on(conn):
+                        await conn.execute(_SQL["listen_for_runs"])
+                    yield ""
+                    while True:
+                        async for notice in conn.notifies(timeout=_LISTEN_CHECK_SECONDS):
+                            yield notice.payload
+                        with self._hanging_up_on(conn):
+                            await conn.execute(_SQL["still_there"])
+            except psycopg.OperationalError:
+                await asyncio.sleep(self._terms.reconnect_seconds)
+
+    @asynccontextmanager
+    async def _transaction(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
+        with translating():
+            async with pool.connection() as conn:
+                with self._hanging_up_on(conn):
+                    async with conn.transaction():
+                        yield conn
+
+    @contextmanager
+    def _hanging_up_on(self, conn: Connection) -> Iterator[None]:
+        # Cancelling would not do: psycopg then asks the server to cancel and waits for its answer, and a deaf one
+        # gives none. A shut socket ends every wait on it, at once and with an error.
+        timer = asyncio.get_running_loop().call_later(self._terms.transaction_seconds, _hang_up, conn)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _pool(self, name: str, dsn: str, size: int) -> AsyncConnectionPool[Connection]:
+        return AsyncConnectionPool(
+            dsn,
+            connection_class=AsyncConnection[DictRow],
+            kwargs={"autocommit": True, "row_factory": dict_row},
+            min_size=1,
+            max_size=size,
+            open=False,
+            name=f"holdfast-{name}",
+            timeout=self._terms.acquire_seconds,
+            check=self._check,
+        )
+
+    async def _check(self, conn: Connection) -> None:
+        with self._hanging_up_on(conn):
+            await conn.execute(_SQL["still_there"])
+
+    async def _connect(self, dsn: str) -> Connection:
+        return await AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row)
+
+
+def _hang_up(conn: Connection) -> None:
+    if not conn.closed:
+        with socket.socket(fileno=socket.dup(conn.fileno())) as wire:
+            wire.shutdown(socket.SHUT_RDWR)
+
+
+def _joined(tenant_ids: Sequence[str]) -> str:
+    for tenant_id in tenant_ids:
+        if not tenant_id or "," in tenant_id or "\x00" in tenant_id:
+            raise InvalidRequest(f"{tenant_id!r} is not a tenant id: it is empty, or holds a comma or a NUL")
+    return ",".join(tenant_ids)
+
+
+def _with_timeouts(dsn: str, terms: StoreTerms) -> str:
+    with _readable(dsn):
+        dsn = make_conninfo(
+            dsn,
+            connect_timeout=max(2, round(terms.connect_seconds)),  # libpq's smallest is two seconds
+            application_name="holdfast",
+            keepalives_idle=15,
+            keepalives_interval=5,
+            keepalives_count=3,
+        )
+    for option, value in {
+        "statement_timeout": f"{terms.statement_seconds:g}s",
+        "lock_timeout": f"{terms.lock_seconds:g}s",
+        "idle_in_transaction_session_timeout": f"{terms.transaction_seconds:g}s",
+        "timezone": "UTC",
+    }.items():
+        dsn = _with_option(dsn, option, value)
+    return dsn
+
+
+def _with_option(dsn: str, name: str, value: str) -> str:
+    options = conninfo_to_dict(dsn).get("options") or ""
+    return make_conninfo(dsn, options=f"{options} -c {name}={value}".strip())
+
+
+@contextmanager
+def _readable(dsn: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(
+            "DATABASE_URL cannot be read; it looks like postgresql://holdfast_app:password@host:5432/holdfast"
+        ) from error
+
+
+def _require_upgraded(row: Mapping[str, Any] | None) -> None:
+    if not row or not row["present"]:
+        raise ConfigurationError(f"the database has no tables of holdfast yet; {UPGRADE}")
+
+
+def _require_fit_login(facts: Mapping[str, Any]) -> None:
+    login = facts.get("login")
+    use = "log in as holdfast_app, or as a role that was granted holdfast_app alone"
+    if facts["server_version"] < _OLDEST_SERVER:
+        raise ConfigurationError("holdfast needs Postgres 16 or newer")
+    if facts["superuser"] or facts["bypasses_rls"]:
+        raise ConfigurationError(f"row-level security does not hold for the login {login!r} (superuser); {use}")
+    if facts["owns_the_tables"]:
+        raise ConfigurationError(f"the login {login!r} owns the tables and could lift row-level security; {use}")
+    if not facts["is_app"]:
+        raise ConfigurationError(f"the login {login!r} may not use the tables; {use}")
+    if not facts["may_be_engine"] or facts["is_always_engine"]:
+        raise ConfigurationError(
+            f"the login {login!r} must be able to become holdfast_engine, and not have its rights by itself: "
+            f"grant holdfast_engine to {login} with inherit false, set true"
+        )
