@@ -56,6 +56,8 @@ FOREIGN: Mapping[str, ErrorType] = {
     "openai.APITimeoutError": ErrorType.TIMEOUT,
     "openai.APIConnectionError": ErrorType.TRANSIENT_DEPENDENCY,
     "openai.APIResponseValidationError": ErrorType.VALIDATION_ERROR,
+    "openai.LengthFinishReasonError": ErrorType.VALIDATION_ERROR,
+    "openai.ContentFilterFinishReasonError": ErrorType.PERMANENT_DEPENDENCY,
     "anthropic.APITimeoutError": ErrorType.TIMEOUT,
     "anthropic.APIConnectionError": ErrorType.TRANSIENT_DEPENDENCY,
     "psycopg.OperationalError": ErrorType.TRANSIENT_DEPENDENCY,
@@ -101,6 +103,8 @@ def translated(error: BaseException) -> HoldfastError:
     known = kind is not ErrorType.PERMANENT_DEPENDENCY or any(name in FOREIGN for name in _names(error))
     ours = _CLASS_OF_TYPE[kind] if known else UnclassifiedFailure
     facts: dict[str, object] = {"exception": next(_names(error))}
+    if (status := _http_status(error)) is not None:
+        facts["status"] = status
     if (wait := retry_after_seconds(error)) is not None:
         facts["retry_after_seconds"] = wait
     result = ours(str(error) or type(error).__name__, **facts)

@@ -101,6 +101,8 @@ class ProviderReply(BaseModel):
     output_tokens: int | None = None
     model: str | None = None
     """The model that answered, where it says so; prices go by it."""
+    cost_usd: Decimal | None = None
+    """What the provider itself says that it cost; None: it goes by the price list."""
     finish_reason: str | None = None
     raw: dict[str, Any] = Field(default_factory=dict)
 
