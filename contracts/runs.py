@@ -151,15 +151,20 @@ class RunClaim(BaseModel):
     @property
     def owner(self) -> Owner:
         """The fence's view of this claim."""
-        return Owner(
-            tenant_id=self.run.tenant.tenant_id,
-            run_id=self.run_id,
-            thread_id=self.run.thread_id,
-            epoch=self.run.epoch,
-            attempt=self.run.attempt,
-            worker_id=self.worker_id,
-            attached=self.run.attached,
-        )
+        return owner_of(self.run, self.worker_id)
+
+
+def owner_of(run: Run, worker_id: str = "") -> Owner:
+    """The owner that a run names now. Whether it still holds when it writes, the fence says."""
+    return Owner(
+        tenant_id=run.tenant.tenant_id,
+        run_id=run.run_id,
+        thread_id=run.thread_id,
+        epoch=run.epoch,
+        attempt=run.attempt,
+        worker_id=worker_id or run.worker_id or "",
+        attached=run.attached,
+    )
 
 
 class RunResult(BaseModel):

@@ -1,0 +1,112 @@
+"""Attached runs: another engine hosts the governed graph; we keep its journal, ledger, policy and inbox."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from langgraph.types import Command
+
+from holdfast.contracts.classification import translated
+from holdfast.contracts.ids import RunId, TenantId
+from holdfast.contracts.limits import Limits
+from holdfast.contracts.runs import Run, RunRequest, RunStatus, owner_of
+from holdfast.contracts.tenancy import Principal, TenantContext
+from holdfast.nodes.hosting import AttachedOutcome, AttachedRequest
+from holdfast.nodes.session import RunSession
+from holdfast.policies.tenancy import effective_limits
+from holdfast.runtime import inputs
+from holdfast.runtime.endings import Cancelled, Completed, Ending, Failed, Rested, record
+from holdfast.runtime.outputs import plain_output
+from holdfast.runtime.sessions import Doors
+from holdfast.telemetry.spans import trace_parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachedTerms:
+    """On whose behalf a host's invocations run."""
+
+    tenant_id: TenantId
+    principal: Principal
+    limits: Limits | None = None
+    """None: the tenant's defaults."""
+
+
+class Attachments:
+    """The process's attached host (`nodes.hosting.AttachedHost`). Ownership is the host's: there is no lease here,
+    and G1 and G2 are not promised."""
+
+    def __init__(self, *, doors: Doors, terms: AttachedTerms, worker_id: str) -> None:
+        self._doors = doors
+        self._terms = terms
+        self._worker_id = worker_id
+
+    async def open(self, request: AttachedRequest) -> RunSession:
+        """The session of a new run, or of the one that rests on the host's thread when this goes on with it."""
+        key = self._thread_key(request)
+        run = await self._resting(key) if _goes_on(request.input) else None
+        if run is None:
+            run = await self._admit(request, key)
+        else:
+            run = await self._doors.store.runs.reattach(self._terms.principal, run.tenant.tenant_id, run.run_id)
+        return await self._doors.session(
+            request.graph, run, owner_of(run, self._worker_id), still_ours=lambda: True, approver=self._terms.principal
+        )
+
+    async def close(self, session: RunSession, outcome: AttachedOutcome) -> None:
+        """Record how the invocation ended."""
+        await record(self._doors.store.runs, session.owner, _ending(outcome))
+
+    async def _admit(self, request: AttachedRequest, key: str) -> Run:
+        terms = self._terms
+        tenant = await self._doors.store.tenants.get(terms.tenant_id)
+        governance = request.graph.governance
+        value = None if isinstance(request.input, Command) else request.input
+        kind, data = inputs.stored(value)
+        return await self._doors.store.runs.admit(
+            RunRequest(
+                run_id=RunId(self._doors.ids.new()),
+                thread_key=key,
+                graph_name=governance.name,
+                graph_version=governance.version,
+                tenant=TenantContext(
+                    tenant_id=terms.tenant_id,
+                    user_id=terms.principal.user_id,
+                    roles=terms.principal.roles,
+                    data_scopes=terms.principal.data_scopes,
+                    policy_version=self._doors.policy_version,
+                ),
+                input=data,
+                input_type=kind,
+                context=None,
+                limits=effective_limits(tenant, terms.limits),
+                trace_parent=trace_parent(),
+                attached=True,
+            )
+        )
+
+    async def _resting(self, key: str) -> Run | None:
+        runs = await self._doors.store.runs.find(
+            self._terms.tenant_id, thread_key=key, status=RunStatus.INTERRUPTED, limit=1
+        )
+        return runs[0] if runs and runs[0].attached else None
+
+    def _thread_key(self, request: AttachedRequest) -> str:
+        key = (request.config.get("configurable") or {}).get("thread_id")
+        return f"attached:{key}" if key else f"attached:{self._doors.ids.new()}"
+
+
+def _goes_on(value: Any) -> bool:
+    return value is None or isinstance(value, Command)
+
+
+def _ending(outcome: AttachedOutcome) -> Ending:
+    output = plain_output(outcome.output)
+    match outcome.status:
+        case RunStatus.COMPLETED:
+            return Completed(output)
+        case RunStatus.INTERRUPTED:
+            return Rested(1)
+        case RunStatus.CANCELLED:
+            return Cancelled(str(outcome.error or "the host stopped it"), output)
+        case _:
+            error = translated(outcome.error or RuntimeError("the host did not say why"))
+            return Failed(error, output, str(error.facts.get("node", "run")))

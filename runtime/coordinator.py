@@ -1,0 +1,241 @@
+"""Executes one attempt at a run: from a claim to an ending that is committed."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.errors import GraphDrained
+from langgraph.runtime import RunControl
+from langgraph.types import Command, GraphOutput
+from pydantic import BaseModel
+
+from holdfast.contracts.approvals import ApprovalStatus
+from holdfast.contracts.classification import translated
+from holdfast.contracts.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    HoldfastError,
+    InvariantViolated,
+    LeaseLost,
+    NotFound,
+    PermanentDependency,
+    RunCancelled,
+    StoreUnavailable,
+)
+from holdfast.contracts.ids import BudgetId
+from holdfast.contracts.runs import Owner, Run
+from holdfast.nodes.session import RunSession, entered_session
+from holdfast.runtime import decisions, endings, inputs
+from holdfast.runtime.endings import Cancelled, Completed, Ending, Failed, Lost, Released, Rested
+from holdfast.runtime.leases import Hold
+from holdfast.runtime.outputs import plain_output
+from holdfast.runtime.registry import Graph, Registry
+from holdfast.runtime.sessions import Doors
+from holdfast.telemetry.logs import logger, run_logs
+from holdfast.telemetry.spans import record_failure, record_run, run_span
+
+log = logger(__name__)
+
+RUN_MARK = "holdfast_run"
+"""Metadata of every checkpoint: which run of the thread wrote it."""
+_UNBOUNDED_STEPS = 1_000_000
+_SAVER_GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    run: Run
+    graph: Graph
+    """Bound to the run's saver."""
+    session: RunSession
+    config: RunnableConfig
+    control: RunControl
+
+
+class Coordinator:
+    """Owns the lifecycle of an attempt. It never raises for what happens inside a run: that becomes the ending."""
+
+    def __init__(
+        self, *, doors: Doors, registry: Registry, saver_for: Callable[[Owner], BaseCheckpointSaver[Any]]
+    ) -> None:
+        self._doors = doors
+        self._registry = registry
+        self._saver_for = saver_for
+
+    async def execute(self, hold: Hold, control: RunControl) -> None:
+        """Run the graph of a claimed run until it ends, rests, is drained or is lost, and commit which it was."""
+        run = hold.claim.run
+        ending: Ending = Lost()
+        try:
+            ending = await self._ending(hold, control)
+            await endings.record(self._doors.store.runs, hold.owner, ending)
+        except (LeaseLost, StoreUnavailable) as error:
+            # Nothing can be written: the lease runs out by itself and another worker takes the run over.
+            log.warning("attempt_lost", run_id=run.run_id, epoch=hold.owner.epoch, reason=str(error))
+
+    async def _ending(self, hold: Hold, control: RunControl) -> Ending:
+        run = hold.claim.run
+        if hold.cancel_requested:
+            return Cancelled("asked before it was claimed", None)
+        if run.attempt > run.max_attempts:
+            return _gave_up(run)
+        try:
+            graph = self._registry.get(run.graph_name, run.graph_version)
+        except NotFound as error:
+            return Failed(error, None, "hydrate")
+        attempt = _Attempt(
+            run,
+            graph.copy(update={"checkpointer": self._saver_for(hold.owner)}),
+            await self._doors.session(graph, run, hold.owner, still_ours=hold.still_ours),
+            _config(run),
+            control,
+        )
+        identity = attempt.session.identity
+        with (
+            run_logs(identity, attempt=run.attempt),
+            run_span(identity, graph_name=run.graph_name, attempt=run.attempt, link=run.trace_parent) as span,
+        ):
+            ending = await self._attempt(hold, attempt)
+            usage = (await self._doors.store.ledger.state(run.tenant.tenant_id, BudgetId(run.run_id))).spent
+            record_run(span, identity, graph_name=run.graph_name, status=type(ending).__name__.lower(), usage=usage)
+            if isinstance(ending, Failed):
+                record_failure(span, ending.error)
+            return ending
+
+    async def _attempt(self, hold: Hold, attempt: _Attempt) -> Ending:
+        try:
+            async with asyncio.timeout(_backstop_seconds(attempt)):
+                return await self._drive(attempt)
+        except asyncio.CancelledError as stop:
+            return await self._stopped(stop, hold, attempt)
+        except GraphDrained as drained:
+            return Released(str(drained))
+        except (LeaseLost, StoreUnavailable):
+            raise
+        except RunCancelled as stop:
+            return Cancelled(stop.message, await self._state(attempt))
+        except Exception as error:  # noqa: BLE001  # a run's failure is its ending, whatever raised it
+            failure = _failure(error, attempt)
+            return Failed(failure, await self._state(attempt), str(failure.facts.get("node", "run")))
+
+    async def _drive(self, attempt: _Attempt) -> Ending:
+        """Invoke the graph; whenever it pauses for what a person has decided already, go on at once.
+
+        A run that is taken over is first invoked without answers, even where some are known: LangGraph may have
+        stored an answer before the crash, and would give a second copy of it to the task's next interrupt. What is
+        asked again in this attempt is certainly unanswered, and is resumed by id.
+        """
+        given: set[str] = set()
+        value = await self._entry(attempt)
+        while True:
+            output = await self._invoke(attempt, value)
+            if not output.interrupts:
+                return Completed(plain_output(output.value))
+            answers = await self._answers(attempt.run, {interrupt.id for interrupt in output.interrupts})
+            if repeated := given & answers.keys():
+                raise InvariantViolated(f"interrupt {min(repeated)} was answered and asked again under the same id")
+            if not answers:
+                return Rested(len(output.interrupts))
+            given |= answers.keys()
+            value = Command(resume=answers)
+
+    async def _entry(self, attempt: _Attempt) -> Any:
+        """The run's input where its first checkpoint is not there yet; otherwise None: go on from the thread."""
+        saver = attempt.graph.checkpointer
+        assert isinstance(saver, BaseCheckpointSaver)
+        latest = await saver.aget_tuple(attempt.config)
+        if latest is not None and latest.metadata.get(RUN_MARK) == attempt.run.run_id:
+            return None
+        return inputs.opened(attempt.run.input_type, attempt.run.input)
+
+    async def _invoke(self, attempt: _Attempt, value: Any) -> GraphOutput[Any]:
+        with entered_session(attempt.session):
+            result = await attempt.graph.ainvoke(
+                value,
+                attempt.config,
+                context=_context(attempt.graph, attempt.run),
+                durability="sync",
+                control=attempt.control,
+                version="v2",
+            )
+        return result  # type: ignore[return-value]  # what version="v2" returns
+
+    async def _answers(self, run: Run, asked: set[str]) -> dict[str, Any]:
+        approvals = await self._doors.store.approvals.find(
+            run.tenant.tenant_id, run_id=run.run_id, pending_only=False, limit=10_000
+        )
+        return {
+            approval.interrupt_id: decisions.answer(approval)
+            for approval in approvals
+            if approval.interrupt_id in asked
+            and approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN)
+        }
+
+    async def _stopped(self, stop: asyncio.CancelledError, hold: Hold, attempt: _Attempt) -> Ending:
+        """The attempt's task was cancelled: by a wish to stop the run, a lost lease, or the end of the worker."""
+        for flush in (item for item in stop.args if isinstance(item, asyncio.Task)):
+            # LangGraph hands its unfinished checkpoint flush over this way; the lease must outlive it.
+            with contextlib.suppress(Exception):
+                await asyncio.shield(flush)
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+        if not hold.still_ours():
+            return Lost()
+        if hold.cancel_requested:
+            return Cancelled("asked while it was running", await self._state(attempt))
+        return Released("the worker is shutting down")
+
+    async def _state(self, attempt: _Attempt) -> Any:
+        """The thread's state up to now, for a run that does not complete."""
+        try:
+            snapshot = await attempt.graph.aget_state(attempt.config)
+        except StoreUnavailable:
+            return None
+        mark = (snapshot.metadata or {}).get(RUN_MARK)
+        return plain_output(snapshot.values) if mark == attempt.run.run_id else None
+
+
+def _gave_up(run: Run) -> Failed:
+    error = PermanentDependency(
+        f"the run was given up after {run.max_attempts} attempts, none of which lived to its end",
+        attempts=run.max_attempts,
+    )
+    return Failed(error, None, "claim")
+
+
+def _config(run: Run) -> RunnableConfig:
+    return {
+        "configurable": {"thread_id": run.thread_id, "__pregel_strict_resume": True},
+        "metadata": {RUN_MARK: run.run_id},
+        "recursion_limit": run.limits.max_steps + 1 if run.limits.max_steps is not None else _UNBOUNDED_STEPS,
+    }
+
+
+def _context(graph: Graph, run: Run) -> Any:
+    if run.context is not None:
+        return run.context
+    schema = graph.context_schema
+    return {} if isinstance(schema, type) and issubclass(schema, BaseModel) else None
+
+
+def _backstop_seconds(attempt: _Attempt) -> float:
+    """The middleware ends every node by the deadline; this ends an attempt that hangs outside its nodes."""
+    return attempt.session.deadline.remaining_seconds() + attempt.session.cleanup_seconds + _SAVER_GRACE_SECONDS
+
+
+def _failure(error: Exception, attempt: _Attempt) -> HoldfastError:
+    failure = translated(error)
+    if isinstance(error, TimeoutError) and attempt.session.deadline.expired():
+        return DeadlineExceeded("the run's deadline has passed while it was between nodes")
+    if type(error).__name__ == "GraphRecursionError":
+        return BudgetExceeded(
+            f"the graph took more supersteps than the run may take steps ({attempt.run.limits.max_steps})",
+            limit_name="max_steps",
+            limit=attempt.run.limits.max_steps,
+        )
+    return failure

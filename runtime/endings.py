@@ -1,0 +1,89 @@
+"""How an attempt can end, and what is written of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.contracts.errors import HoldfastError
+from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.ports import Runs
+from holdfast.contracts.runs import Owner, RunStatus
+from holdfast.telemetry.spans import trace_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The graph has run to its end."""
+
+    output: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rested:
+    """A person must decide; the run is parked."""
+
+    questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run ends here, with its cause and the state up to then."""
+
+    error: HoldfastError
+    output: Any
+    step_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Someone wanted the run to stop, and it has."""
+
+    reason: str
+    output: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The attempt is over, the run is not: another worker goes on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lease is gone: nothing may be written."""
+
+
+Ending = Completed | Rested | Failed | Cancelled | Released | Lost
+
+
+async def record(runs: Runs, owner: Owner, ending: Ending) -> RunStatus | None:
+    """Commit an ending. Returns the run's new status; None where nothing was written."""
+    match ending:
+        case Completed(output):
+            await runs.finish(
+                owner, RunStatus.COMPLETED, output=output, cause=None, event=_event(EventKind.RUN_COMPLETED)
+            )
+            return RunStatus.COMPLETED
+        case Failed(error, output, step_name):
+            cause = error.record(run_id=owner.run_id, step_name=step_name)
+            event = _event(EventKind.RUN_FAILED, error_type=cause.error_type.value, step_name=step_name)
+            await runs.finish(owner, RunStatus.FAILED, output=output, cause=cause, event=event)
+            return RunStatus.FAILED
+        case Cancelled(reason, output):
+            event = _event(EventKind.RUN_CANCELLED, reason=reason)
+            await runs.finish(owner, RunStatus.CANCELLED, output=output, cause=None, event=event)
+            return RunStatus.CANCELLED
+        case Rested(questions):
+            words = "a decision" if questions == 1 else f"{questions} decisions"
+            event = _event(EventKind.RUN_INTERRUPTED, questions=questions)
+            return await runs.rest(owner, next_action=f"{words} of a person; see the run's approvals", event=event)
+        case Released(reason):
+            await runs.release(owner, event=_event(EventKind.RUN_RELEASED, reason=reason))
+            return RunStatus.QUEUED
+        case Lost():
+            return None
+
+
+def _event(kind: EventKind, **payload: Any) -> EventDraft:
+    trace_id, span_id = trace_ids()
+    return EventDraft(kind=kind, trace_id=trace_id, span_id=span_id, payload=payload)

@@ -1,0 +1,19 @@
+"""Ids and randomness, the real ones."""
+
+import random
+
+from uuid_utils import uuid7
+
+
+class SystemIds:
+    """UUIDv7 (RFC 9562): ordered by time, so that indexes grow at one end."""
+
+    def new(self) -> str:
+        return str(uuid7())
+
+
+class SystemDice:
+    """Jitter needs no secrets."""
+
+    def fraction(self) -> float:
+        return random.random()  # noqa: S311  # jitter, not cryptography

@@ -1,0 +1,102 @@
+"""What is checked before a run is admitted: its input and context against the graph, and their size."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from langgraph.channels.last_value import LastValue
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.pregel import Pregel
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from holdfast.contracts.canonical import canonical, plain
+from holdfast.contracts.errors import InvalidRequest, TooLarge
+
+_serializer = JsonPlusSerializer(pickle_fallback=False)
+
+
+def sealed(graph: Pregel[Any, Any, Any, Any], value: Any, *, max_bytes: int) -> tuple[str, bytes]:
+    """`value` as (type, bytes) for the store, once it fits the graph's input schema and the size limit.
+
+    Raises `InvalidRequest` naming the field, or `TooLarge`.
+    """
+    _check_fields(graph, value)
+    kind, data = stored(value)
+    if len(data) > max_bytes:
+        raise TooLarge(
+            f"the input has {len(data)} bytes; the limit is {max_bytes} (HOLDFAST_MAX_INPUT_BYTES)",
+            size_bytes=len(data),
+            limit_bytes=max_bytes,
+        )
+    return kind, data
+
+
+def stored(value: Any) -> tuple[str, bytes]:
+    """`value` as the checkpoint serializer writes it; `InvalidRequest` for what it cannot write."""
+    try:
+        return _serializer.dumps_typed(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the input cannot be stored: {error}") from error
+
+
+def opened(kind: str, data: bytes) -> Any:
+    """The input back from the store."""
+    return _serializer.loads_typed((kind, data))
+
+
+def checked_context(graph: Pregel[Any, Any, Any, Any], context: Any) -> dict[str, Any] | None:
+    """The context settings as plain JSON, once they fit the graph's context schema."""
+    schema = graph.context_schema
+    if isinstance(context, BaseModel):
+        context = context.model_dump(mode="json")
+    if context is None:
+        return None
+    if schema is None:
+        raise InvalidRequest("this graph takes no context; build it with StateGraph(..., context_schema=...)")
+    try:
+        TypeAdapter(schema).validate_python(context)
+    except ValidationError as error:
+        raise InvalidRequest(f"the context does not fit {schema.__name__}: {_first(error)}") from error
+    result = plain(context)
+    if not isinstance(result, dict):
+        raise InvalidRequest("the context must be a mapping of settings")
+    canonical(result)
+    return result
+
+
+def _check_fields(graph: Pregel[Any, Any, Any, Any], value: Any) -> None:
+    schema = getattr(getattr(graph, "builder", None), "input_schema", None)
+    if schema is None:
+        return  # a functional graph: any value is its input
+    if isinstance(value, schema) if inspect.isclass(schema) and issubclass(schema, BaseModel) else False:
+        return
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"the input must be a mapping of {', '.join(_fields(schema))}; got {type(value).__name__}")
+    if not value:
+        raise InvalidRequest(f"the input is empty; it takes {', '.join(_fields(schema))}")
+    if issubclass(schema, BaseModel):
+        _validate(TypeAdapter(schema), dict(value), "input")
+    known = _fields(schema)
+    for name, item in value.items():
+        if name not in known:
+            raise InvalidRequest(f"the input has no field {name!r}; it takes {', '.join(known)}")
+        # A reducer (add_messages, say) accepts more forms than its type says: it is the judge of those.
+        if isinstance(graph.channels.get(name), LastValue):
+            _validate(TypeAdapter(known[name]), item, name)
+
+
+def _fields(schema: type) -> dict[str, Any]:
+    return get_type_hints(schema)
+
+
+def _validate(adapter: TypeAdapter[Any], value: Any, name: str) -> None:
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        raise InvalidRequest(f"the input's {name!r} does not fit: {_first(error)}") from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -1,0 +1,51 @@
+"""The graphs that this process can execute, by name and version."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from langgraph.pregel import Pregel
+
+from holdfast.contracts.errors import Conflict, NotFound
+
+Graph = Pregel[Any, Any, Any, Any]
+
+
+class Registry:
+    """Governed graphs, each under the name and version that runs record."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[str, dict[str, Graph]] = {}
+
+    def add(self, graph: Graph) -> Graph:
+        """Register a governed graph. The same name and version twice must be the same graph."""
+        governance = getattr(graph, "governance", None)
+        if governance is None:
+            raise Conflict(f"graph {graph.name!r} is not governed; register govern(graph)")
+        versions = self._graphs.setdefault(governance.name, {})
+        versions.pop(governance.version, None)
+        versions[governance.version] = graph
+        return graph
+
+    def get(self, name: str, version: str) -> Graph:
+        """The graph of that name and version; `NotFound` says which versions there are."""
+        versions = self._graphs.get(name, {})
+        if version not in versions:
+            known = f"its versions here are {', '.join(versions)}" if versions else f"known graphs: {self._known()}"
+            raise NotFound(f"no graph {name!r} of version {version!r} is registered here; {known}", graph=name)
+        return versions[version]
+
+    def latest(self, name: str) -> Graph:
+        """The version of `name` that was registered last; `NotFound` lists the names there are."""
+        if name not in self._graphs:
+            raise NotFound(f"no graph is named {name!r}; known graphs: {self._known()}", graph=name)
+        return next(reversed(self._graphs[name].values()))
+
+    def names(self) -> list[str]:
+        """The names that this process can serve."""
+        return sorted(self._graphs)
+
+    def __iter__(self) -> Iterator[Graph]:
+        return (graph for versions in self._graphs.values() for graph in versions.values())
+
+    def _known(self) -> str:
+        return ", ".join(self.names()) or "none"

@@ -1,0 +1,327 @@
+"""The face of the engine: start a run, wait for it, decide, cancel, look. There is no second path to a run."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+
+from holdfast.contracts.approvals import Approval, DecisionType
+from holdfast.contracts.calls import CallRecord
+from holdfast.contracts.errors import InvalidRequest, NotFound, TimedOut
+from holdfast.contracts.events import Event, EventDraft, EventKind
+from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId, uuid_text
+from holdfast.contracts.limits import BudgetState, Limits
+from holdfast.contracts.runs import Owner, Run, RunRequest, RunResult, RunStatus, owner_of
+from holdfast.contracts.tenancy import Principal, TenantContext
+from holdfast.policies.tenancy import effective_limits, require_may_decide
+from holdfast.runtime import decisions, inputs
+from holdfast.runtime.directory import Directory
+from holdfast.runtime.outputs import plain_output
+from holdfast.runtime.registry import Graph, Registry
+from holdfast.runtime.sessions import Doors
+from holdfast.runtime.wake import Wake
+from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
+
+_ADMITTED_INPUT_BYTES = 1_048_576
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """Everything worth knowing of a run."""
+
+    run: Run
+    budget: BudgetState
+    calls: Sequence[CallRecord]
+    approvals: Sequence[Approval]
+
+
+@dataclass(frozen=True, slots=True)
+class RunHandle:
+    """A run that was started or looked up. It holds nothing open: any process can have one for the same run."""
+
+    run_id: RunId
+    thread_id: ThreadId
+    thread: str
+    """The user's own key of the thread."""
+    tenant_id: TenantId
+    _runtime: "Runtime" = field(repr=False, compare=False)
+
+    @property
+    def id(self) -> RunId:
+        """The run's id."""
+        return self.run_id
+
+    async def result(self, timeout: float | None = None) -> RunResult:
+        """Wait until the run rests (it has ended, or a person must decide) and say how it stands.
+
+        `timeout` in seconds bounds the waiting, not the run; `TimedOut` when it passes.
+        """
+        return await self._runtime.wait(self.run_id, tenant=self.tenant_id, timeout=timeout)
+
+    async def status(self) -> RunStatus:
+        """How the run stands now."""
+        return (await self._runtime.store.runs.get(self.tenant_id, self.run_id)).status
+
+    async def events(self, *, after: int = 0) -> Sequence[Event]:
+        """The run's events with a `seq` greater than `after`."""
+        return await self._runtime.events(self.run_id, tenant=self.tenant_id, after=after)
+
+    async def cancel(self, *, by: "str | Principal", reason: str = "") -> None:
+        """Ask the run to stop."""
+        await self._runtime.cancel(self.run_id, tenant=self.tenant_id, by=by, reason=reason)
+
+
+class Runtime:
+    """Runs governed graphs. Made by `holdfast.open_runtime()`."""
+
+    def __init__(
+        self,
+        *,
+        doors: Doors,
+        registry: Registry,
+        directory: Directory,
+        wake: Wake,
+        govern: Callable[[Any], Graph],
+        saver_for: Callable[[Owner], BaseCheckpointSaver[Any]],
+        max_input_bytes: int = _ADMITTED_INPUT_BYTES,
+        max_attempts: int = 5,
+    ) -> None:
+        self.store = doors.store
+        self._doors = doors
+        self._registry = registry
+        self._directory = directory
+        self._wake = wake
+        self._govern = govern
+        self._saver_for = saver_for
+        self._max_input_bytes = max_input_bytes
+        self._max_attempts = max_attempts
+
+    async def start(
+        self,
+        graph: Any,
+        input: Any,  # noqa: A002  # LangGraph's word
+        *,
+        tenant: str,
+        user: str | Principal | None = None,
+        thread: str | None = None,
+        limits: Limits | None = None,
+        context: Any = None,
+        run_id: str | None = None,
+    ) -> RunHandle:
+        """Admit a run: from the moment this returns it cannot be lost.
+
+        `graph` is a compiled graph, or the name of a registered one. `thread` is your own key of the conversation to
+        go on with; left out, a new thread is made. `limits` that are left out take the tenant's defaults. `run_id`
+        (a UUID) makes the request idempotent: the same again returns the same run.
+
+        Raises `InvalidRequest` (input, context or ids that do not fit), `TooLarge`, `NotFound` (graph, tenant, user),
+        `PolicyDenied` (a limit the tenant may not have), `AdmissionRefused` (come back later), `Conflict` (the run id
+        was used for something else), `StoreUnavailable`.
+        """
+        hydrated = self._hydrate(graph)
+        governance: Any = hydrated.governance  # type: ignore[attr-defined]  # _hydrate returns governed graphs only
+        terms = await self.store.tenants.get(TenantId(tenant))
+        new_id = RunId(uuid_text(run_id, what="run") if run_id is not None else self._doors.ids.new())
+        kind, data = inputs.sealed(hydrated, input, max_bytes=self._max_input_bytes)
+        with admission_span(run_id=new_id, tenant_id=tenant, graph_name=governance.name):
+            run = await self.store.runs.admit(
+                RunRequest(
+                    run_id=new_id,
+                    thread_key=_thread_key(thread, new_id),
+                    graph_name=governance.name,
+                    graph_version=governance.version,
+                    tenant=self._tenant_context(TenantId(tenant), user),
+                    input=data,
+                    input_type=kind,
+                    context=inputs.checked_context(hydrated, context),
+                    limits=effective_limits(terms, limits),
+                    max_attempts=self._max_attempts,
+                    trace_parent=trace_parent(),
+                )
+            )
+        self._wake.ring()
+        return self._handle(run)
+
+    async def run(self, run_id: str, *, tenant: str) -> RunHandle:
+        """The handle of a run that exists; `NotFound` otherwise."""
+        return self._handle(await self._get(run_id, tenant))
+
+    async def runs(
+        self, *, tenant: str, thread: str | None = None, status: RunStatus | str | None = None, limit: int = 100
+    ) -> Sequence[Run]:
+        """The tenant's runs, newest first."""
+        wanted = None if status is None else _status(status)
+        return await self.store.runs.find(TenantId(tenant), thread_key=thread, status=wanted, limit=limit)
+
+    async def wait(self, run_id: str, *, tenant: str, timeout: float | None = None) -> RunResult:
+        """Wait until the run rests; see `RunHandle.result`."""
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    bell = self._wake.listen()
+                    run = await self._get(run_id, tenant)
+                    if run.status.resting:
+                        return await self._result(run)
+                    await self._wake.heard(bell)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"run {run_id} did not rest within {timeout} s; it goes on, and result() can be asked again",
+                timeout_seconds=timeout,
+            ) from error
+
+    async def show(self, run_id: str, *, tenant: str) -> RunReport:
+        """A run with its budget, calls and approvals."""
+        run = await self._get(run_id, tenant)
+        tenant_id = run.tenant.tenant_id
+        return RunReport(
+            run=run,
+            budget=await self.store.ledger.state(tenant_id, BudgetId(run.run_id)),
+            calls=await self.store.journal.of_run(tenant_id, run.run_id),
+            approvals=await self.store.approvals.find(tenant_id, run_id=run.run_id, pending_only=False),
+        )
+
+    async def events(self, run_id: str, *, tenant: str, after: int = 0, limit: int = 10_000) -> Sequence[Event]:
+        """The run's events with a `seq` greater than `after`, in order."""
+        run = await self._get(run_id, tenant)
+        return await self.store.events.read(run.tenant.tenant_id, run.run_id, after=after, limit=limit)
+
+    async def approvals(
+        self, *, tenant: str, run_id: str | None = None, thread: str | None = None, pending_only: bool = True
+    ) -> Sequence[Approval]:
+        """What the tenant's people are asked, oldest first."""
+        return await self.store.approvals.find(
+            TenantId(tenant),
+            run_id=None if run_id is None else RunId(uuid_text(run_id, what="run")),
+            thread_key=thread,
+            pending_only=pending_only,
+        )
+
+    async def decide(
+        self,
+        approval_id: str,
+        decision: DecisionType,
+        *,
+        by: str | Principal,
+        args: Mapping[str, Any] | None = None,
+        message: str | None = None,
+        value: Any = None,
+    ) -> Approval:
+        """Decide what a person was asked, and put the run back in the queue.
+
+        `by` is a principal, or the name of one in the configured directory (a bare name will do on the embedded
+        database alone). `args` goes with `edit`; `message` tells the model why (`reject`) or what (`respond`);
+        `value` answers a plain `interrupt(...)`.
+
+        Raises `NotFound` (no such approval for this principal), `PolicyDenied` (not entitled), `Conflict` (decided
+        or expired already), `InvalidRequest` (the decision does not fit the question).
+        """
+        principal = self._directory.principal(by)
+        known = ApprovalId(uuid_text(approval_id, what="approval"))
+        tenant_id = await self.store.approvals.tenant_of(principal, known)
+        approval = await self.store.approvals.get(tenant_id, known)
+        require_may_decide(principal, approval)
+        ruling = decisions.ruling_of(decision, args=args, message=message, value=value)
+        trace_id, span_id = trace_ids()
+        decided = await self.store.approvals.decide(
+            principal,
+            tenant_id,
+            known,
+            ruling,
+            decision=decisions.recorded_decision(approval, ruling),
+            granted_digest=decisions.granted_digest(approval, ruling),
+            event=EventDraft(
+                kind=EventKind.APPROVAL_DECIDED,
+                node=approval.node,
+                task_id=approval.task_id,
+                trace_id=trace_id,
+                span_id=span_id,
+                payload={"approval_id": known, "decision": decision, "by": principal.user_id},
+            ),
+        )
+        self._wake.ring()
+        return decided
+
+    async def cancel(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
+        """Ask a run to stop. One that waits is cancelled at once; one that runs stops at its worker's next heartbeat.
+
+        Raises `NotFound`, or `Conflict` when the run has ended.
+        """
+        principal = self._directory.principal(by)
+        run = await self._get(run_id, tenant)
+        cancelled = await self.store.runs.request_cancel(
+            principal, run.tenant.tenant_id, run.run_id, reason=reason or "no reason was given"
+        )
+        self._wake.ring()
+        return cancelled
+
+    async def state(self, thread: str, *, tenant: str) -> Any:
+        """The state that a thread has reached, as plain JSON: what a next run on it goes on from."""
+        runs = await self.runs(tenant=tenant, thread=thread, limit=1)
+        if not runs:
+            raise NotFound(f"tenant {tenant!r} has no thread {thread!r}")
+        run = runs[0]
+        graph = self._registry.get(run.graph_name, run.graph_version)
+        bound = graph.copy(update={"checkpointer": self._saver_for(owner_of(run))})
+        snapshot = await bound.aget_state({"configurable": {"thread_id": run.thread_id}})
+        return plain_output(snapshot.values)
+
+    def register(self, graph: Any) -> Graph:
+        """Make a compiled graph one that this process's worker can serve, and that `start` knows by name."""
+        return self._registry.add(self._govern(graph))
+
+    def _hydrate(self, graph: Any) -> Graph:
+        return self._registry.latest(graph) if isinstance(graph, str) else self.register(graph)
+
+    def _tenant_context(self, tenant_id: TenantId, user: str | Principal | None) -> TenantContext:
+        if user is None:
+            return TenantContext(tenant_id=tenant_id, policy_version=self._doors.policy_version)
+        principal = self._directory.principal(user)
+        if not principal.may_act_for(tenant_id):
+            raise NotFound(f"user {principal.user_id!r} does not belong to tenant {tenant_id!r}")
+        return TenantContext(
+            tenant_id=tenant_id,
+            user_id=principal.user_id,
+            roles=principal.roles,
+            data_scopes=principal.data_scopes,
+            policy_version=self._doors.policy_version,
+        )
+
+    async def _get(self, run_id: str, tenant: str) -> Run:
+        return await self.store.runs.get(TenantId(tenant), RunId(uuid_text(run_id, what="run")))
+
+    async def _result(self, run: Run) -> RunResult:
+        tenant_id = run.tenant.tenant_id
+        budget = await self.store.ledger.state(tenant_id, BudgetId(run.run_id))
+        asked: Sequence[Approval] = ()
+        if run.status is RunStatus.INTERRUPTED:
+            asked = await self.store.approvals.find(tenant_id, run_id=run.run_id)
+        return RunResult(
+            run_id=run.run_id,
+            thread_id=run.thread_id,
+            status=run.status,
+            output=run.output,
+            next_action=run.next_action if run.status is RunStatus.INTERRUPTED else None,
+            approvals=tuple(asked),
+            error=run.cause,
+            usage=budget.spent,
+        )
+
+    def _handle(self, run: Run) -> RunHandle:
+        return RunHandle(run.run_id, run.thread_id, run.thread_key, run.tenant.tenant_id, self)
+
+
+def _thread_key(thread: str | None, run_id: RunId) -> str:
+    if thread is None:
+        return run_id
+    if not thread or len(thread) > 500 or "\x00" in thread:
+        raise InvalidRequest("a thread's key is a text of 1 to 500 characters without NUL")
+    return thread
+
+
+def _status(status: RunStatus | str) -> RunStatus:
+    try:
+        return RunStatus(status)
+    except ValueError as error:
+        raise InvalidRequest(f"{status!r} is not a status; use {', '.join(RunStatus)}") from error

@@ -1,0 +1,78 @@
+"""Makes the session of an attempt: what the middleware and the doors will ask for."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.contracts.deadline import Clock, Deadline
+from holdfast.contracts.ids import BudgetId
+from holdfast.contracts.ports import Ids, Store
+from holdfast.contracts.runs import Owner, Run, RunIdentity
+from holdfast.contracts.tenancy import Principal
+from holdfast.contracts.verdicts import Autonomy
+from holdfast.gateway.models import ModelGateway
+from holdfast.gateway.tools import ToolExecutor
+from holdfast.nodes.session import RunSession
+from holdfast.runtime.registry import Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """The process's gateway, executor and store, from which every session is made."""
+
+    store: Store
+    models: ModelGateway
+    executor: ToolExecutor
+    clock: Clock
+    ids: Ids
+    autonomy: Autonomy
+    policy_version: str
+    node_slots: int
+    """How many nodes of one run may work at once."""
+    cleanup_seconds: float
+
+    async def session(
+        self,
+        graph: Graph,
+        run: Run,
+        owner: Owner,
+        *,
+        still_ours: Callable[[], bool],
+        approver: Principal | None = None,
+    ) -> RunSession:
+        """The session of one attempt at `run`. The deadline becomes monotonic here: from now on no jump of the
+        wall clock can move it."""
+        governance: Any = graph.governance  # type: ignore[attr-defined]  # the registry admits governed graphs only
+        remaining = math.inf if run.remaining_seconds is None else run.remaining_seconds
+        tenant_id = run.tenant.tenant_id
+        return RunSession(
+            identity=RunIdentity(
+                run_id=run.run_id,
+                thread_id=run.thread_id,
+                tenant_id=tenant_id,
+                deadline_ms=None if run.remaining_seconds is None else round(run.remaining_seconds * 1000),
+                policy_version=self.policy_version,
+            ),
+            owner=owner,
+            tenant=run.tenant.model_copy(update={"policy_version": self.policy_version}),
+            graph_name=run.graph_name,
+            limits=run.limits,
+            deadline=Deadline.after_seconds(remaining, clock=self.clock),
+            budgets=(BudgetId(run.run_id), await self.store.ledger.tenant_budget(tenant_id)),
+            autonomy=governance.autonomy or self.autonomy,
+            store=self.store,
+            models=self.models,
+            executor=self.executor,
+            toolset=governance.toolset,
+            clock=self.clock,
+            ids=self.ids,
+            loop=asyncio.get_running_loop(),
+            still_ours=still_ours,
+            default_model=governance.default_model,
+            trace_parent=run.trace_parent,
+            node_slots=asyncio.Semaphore(self.node_slots),
+            cleanup_seconds=self.cleanup_seconds,
+            approver=approver,
+        )
