@@ -154,7 +154,7 @@ class Coordinator:
 
     async def _invoke(self, attempt: _Attempt, value: Any) -> GraphOutput[Any]:
         with entered_session(attempt.session):
-            result = await attempt.graph.ainvoke(
+            return await attempt.graph.ainvoke(  # type: ignore[return-value]  # what version="v2" returns
                 value,
                 attempt.config,
                 context=_context(attempt.graph, attempt.run),
@@ -162,7 +162,6 @@ class Coordinator:
                 control=attempt.control,
                 version="v2",
             )
-        return result  # type: ignore[return-value]  # what version="v2" returns
 
     async def _answers(self, run: Run, asked: set[str]) -> dict[str, Any]:
         approvals = await self._doors.store.approvals.find(
