@@ -1,9 +1,13 @@
-"""Whether a budget has room for what is asked, and the refusal when it has not."""
+"""Why a budget has no room for a call, and why an approval is no grant for it."""
 
 from decimal import Decimal
 
-from holdfast.contracts.errors import BudgetExceeded
+from holdfast.contracts.approvals import ApprovalStatus
+from holdfast.contracts.errors import BudgetExceeded, PolicyDenied
 from holdfast.contracts.limits import Limits, Usage
+
+GRANTING = frozenset({ApprovalStatus.APPROVED, ApprovalStatus.EDITED})
+"""An approval in one of these states lets its call act, once."""
 
 _LIMITED = {
     "max_model_calls": ("model_calls", "model calls"),
@@ -60,4 +64,25 @@ def _exceeded(
         spent=spent,
         reserved=reserved,
         requested=requested,
+    )
+
+
+def grant_refusal(approval_id: str, name: str, *, status: str | None, same_call: bool, used: bool) -> PolicyDenied:
+    """The error for a call whose approval is no grant for it (any more). `status` is None when there is none here."""
+    if status is None:
+        reason = "there is no such approval on its thread"
+    elif not same_call:
+        reason = "it was given for another call"
+    elif used:
+        reason = "it has been used, and a grant is used once"
+    elif status not in GRANTING:
+        reason = f"it is {status}"
+    else:
+        reason = "it has expired"
+    return PolicyDenied(
+        f"{name} may not act on approval {approval_id}: {reason}",
+        rule="approval.grant",
+        action="call_tool",
+        resource=name,
+        approval_id=approval_id,
     )
