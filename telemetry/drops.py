@@ -40,8 +40,9 @@ drops = Drops()
 class contained:  # noqa: N801  # reads as a word: `with contained("span start"):`
     """Leaves the block at the first exception and counts it: telemetry must not fail what it watches."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, count: int = 1) -> None:
         self._reason = reason
+        self._count = count
 
     def __enter__(self) -> None:
         return None
@@ -51,5 +52,5 @@ class contained:  # noqa: N801  # reads as a word: `with contained("span start")
     ) -> bool:
         if not isinstance(error, Exception):
             return False
-        drops.add(self._reason, error=error)
+        drops.add(self._reason, self._count, error=error)
         return True
