@@ -1,0 +1,63 @@
+# Python 3.11 or newer and make are all that must be there; `make setup` brings the rest into .venv.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+WORKERS ?= 2
+export UV_LINK_MODE ?= copy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format types check wheel-test bench notebooks lock clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## install everything into .venv
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "holdfast needs Python 3.11 or newer; say which: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
+	$(PY) -m uv pip sync --quiet --python $(PY) requirements.lock
+	$(PY) -m uv pip install --quiet --python $(PY) --no-deps --editable .
+	@touch $@
+
+demo: setup ## watch a governed run: agents, budget, deadline, an approval, one refund
+	$(PY) -m holdfast.server.cli demo
+
+test: setup ## run the tests on an embedded Postgres
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-fast: setup ## run the tests that need no database
+	$(PY) -m pytest tests/unit tests/contracts
+
+lint: setup ## check style, floors and spelling
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m codespell_lib .
+
+format: setup ## put the code into its form
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: setup ## check the types, strictly
+	$(PY) -m mypy
+
+check: lint types test wheel-test ## all that CI runs, in the same order
+
+wheel-test: setup ## run the tests against the built wheel, outside the checkout
+	$(PY) tests/wheel.py
+
+bench: setup ## measure, side by side with the alternatives
+	$(PY) -m benchmarks
+
+notebooks: setup ## execute the notebooks
+	$(PY) -m pytest tests/acceptance/test_notebook.py
+
+lock: setup ## resolve the dependencies anew
+	$(PY) -m uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url \
+		--upgrade --custom-compile-command "make lock" --quiet --output-file requirements.lock
+
+clean: ## remove what was installed and built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,58 @@
+"""Runs the tests against the built wheel: in a fresh environment, outside the checkout, without it on the path."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+ROOMS = (
+    "contracts policies telemetry checkpoints gateway nodes graphs runtime server testing"  # each a real folder
+).split()
+BESIDE_THE_TESTS = (
+    "tests docs notebooks README.md ARCHITECTURE.md CHANGELOG.md pyproject.toml langgraph.json Makefile .ci"
+).split()
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    """Run a command, and end with its exit code when it fails."""
+    done = subprocess.run([str(part) for part in command], cwd=cwd, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def build(into: Path) -> Path:
+    """Build the wheel and see that every room is a real folder in it."""
+    run(sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "--out-dir", into, CHECKOUT, cwd=into)
+    (wheel,) = into.glob("holdfast-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for room in ROOMS:
+        assert f"holdfast/{room}/__init__.py" in names, f"the room {room} is missing in {wheel.name}"
+    for suffix in (".sql", ".cedar", "py.typed"):
+        assert any(name.endswith(suffix) for name in names), f"no {suffix} in {wheel.name}"
+    return wheel
+
+
+def main() -> None:
+    """Build, install into a new environment, and run the tests there."""
+    with tempfile.TemporaryDirectory(prefix="holdfast wheel ") as folder:
+        place = Path(folder)
+        wheel = build(place)
+        python = place / "venv" / "bin" / "python"
+        run(sys.executable, "-m", "venv", place / "venv", cwd=place)
+        uv = (sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python)
+        run(*uv, "--requirements", CHECKOUT / "requirements.lock", cwd=place)
+        run(*uv, "--no-deps", wheel, cwd=place)
+        work = place / "work"
+        work.mkdir()
+        for name in BESIDE_THE_TESTS:
+            source = CHECKOUT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, work / name)
+        run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-m", "not slow", cwd=work)
+
+
+if __name__ == "__main__":
+    main()
