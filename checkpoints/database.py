@@ -73,7 +73,7 @@ class StoreTerms:
 class Database:
     """One database, as the application's login. Open it in the loop that uses it."""
 
-    def __init__(self, dsn: str, sizes: PoolSizes = PoolSizes(), terms: StoreTerms = StoreTerms()) -> None:  # noqa: B008  # frozen
+    def __init__(self, dsn: str, sizes: PoolSizes = PoolSizes(), terms: StoreTerms = StoreTerms()) -> None:
         self._terms = terms
         self._dsn = _with_timeouts(dsn, terms)
         self._app = self._pool("app", self._dsn, sizes.app)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import dict_row
@@ -43,9 +43,7 @@ def migrations() -> Sequence[Migration]:
     for file in files("holdfast.checkpoints").joinpath("migrations").iterdir():
         if match := _FILE.match(file.name):
             text = file.read_text(encoding="utf-8")
-            # As literal as code: the file is part of the package.
-            sql = cast("LiteralString", text)
-            found.append(Migration(int(match[1]), match[2], sql, hashlib.sha256(text.encode()).hexdigest()))
+            found.append(Migration(int(match[1]), match[2], text, hashlib.sha256(text.encode()).hexdigest()))
     found.sort(key=lambda migration: migration.number)
     if [migration.number for migration in found] != list(range(1, len(found) + 1)):
         raise ConfigurationError(f"the migrations are not numbered 1, 2, 3 …: {[m.number for m in found]}")
@@ -96,6 +94,13 @@ def compare(applied: Sequence[Mapping[str, Any]]) -> Sequence[Migration]:
                 "version of holdfast ships; use the version that made the database, or restore a backup"
             )
     return list(ours.values())
+
+
+def make_roles(url: str) -> None:
+    """Make the roles of the application and the engine, where the server lacks them. `upgrade` does it as well, where
+    its login may; raises `ConfigurationError` with the statements for an administrator otherwise."""
+    with translating(), _connected(url) as conn:
+        _ensure_roles(conn)
 
 
 def _connected(url: str) -> psycopg.Connection[dict[str, Any]]:

@@ -1,0 +1,16 @@
+"""Options and plugins; fixtures live in `fix_*.py`, by subject."""
+
+import os
+import sys
+from pathlib import Path
+
+# Before anything of LangChain is imported: no test is influenced by, or reports to, the developer's surroundings.
+for _name in [name for name in os.environ if name == "DATABASE_URL" or name.startswith(("HOLDFAST_", "PG"))]:
+    if _name != "HOLDFAST_TEST_DSN":
+        del os.environ[_name]
+os.environ["LANGSMITH_TRACING"] = "false"
+os.environ["LANGCHAIN_TRACING_V2"] = "false"
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+pytest_plugins = ["fix_database"]
