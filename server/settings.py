@@ -21,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from holdfast.contracts.errors import ConfigurationError, NotFound, PolicyDenied
+from holdfast.contracts.errors import ConfigurationError, NotFound
 from holdfast.contracts.limits import Dollars, Limits
 from holdfast.contracts.tenancy import Principal, Tenant
 from holdfast.contracts.tools import ToolTerms
@@ -178,20 +178,6 @@ class Settings(BaseSettings):
         if chosen not in known:
             raise NotFound(f"there is no tenant {chosen!r}; the configured ones are {', '.join(sorted(known))}")
         return chosen
-
-    def principal(self, name: str) -> Principal:
-        """Who `name` is. On the embedded database without a directory a bare name may act and decide for all
-        tenants; otherwise a name that the directory does not have raises `PolicyDenied`."""
-        if (known := self.principals.get(name)) is not None:
-            return known
-        if self.embedded and not self.principals:
-            return Principal(user_id=name, tenants=None, roles=("approver",))
-        raise PolicyDenied(
-            f"{name!r} is not in the directory of principals; add [principals.{name}] to holdfast.toml",
-            rule="principals.unknown",
-            action="act",
-            resource=name,
-        )
 
 
 def load_settings(**overrides: Any) -> Settings:

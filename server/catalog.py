@@ -1,0 +1,130 @@
+"""The graphs of a project: those that its `langgraph.json` names, and any other by `module:attribute`."""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from langgraph.graph import StateGraph
+from langgraph.pregel import Pregel
+
+from holdfast.contracts.errors import ConfigurationError, HoldfastError, NotFound
+
+DEFAULT_FILE = Path("langgraph.json")
+
+Graph = Pregel[Any, Any, Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Names of graphs and where each is found."""
+
+    refs: Mapping[str, str] = field(default_factory=dict)
+    """`./file.py:attribute` or `package.module:attribute`, by name."""
+    folder: Path = Path()
+    """What relative files and modules of the project are relative to."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.refs)
+
+    def load(self, name: str) -> Graph:
+        """The compiled graph of that name, or of a reference `module:attribute`.
+
+        Raises `NotFound` for a name that is not here, `ConfigurationError` for a graph that cannot be loaded.
+        """
+        if (ref := self.refs.get(name)) is None and ":" not in name:
+            known = ", ".join(sorted(self.refs)) or "none"
+            raise NotFound(
+                f"there is no graph {name!r}; langgraph.json names: {known} (or give it as module:attribute)"
+            )
+        return _loaded(name, ref or name, self.folder)
+
+
+def read_catalog(path: Path | None = None) -> Catalog:
+    """The catalog of `path`, or of the `langgraph.json` in the current folder; empty when there is none there.
+
+    Raises `ConfigurationError` when the file cannot be read, or a named one is missing.
+    """
+    file = path or DEFAULT_FILE
+    if path is None and not file.is_file():
+        return Catalog(folder=Path.cwd())
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["graphs"]
+        refs = {name: entry if isinstance(entry, str) else entry["path"] for name, entry in entries.items()}
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{file} is not JSON: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f'{file} names no graphs; it needs {{"graphs": {{"name": "module:attr"}}}}') from error
+    return Catalog(refs, file.resolve().parent)
+
+
+def _loaded(name: str, ref: str, folder: Path) -> Graph:
+    module, _, attribute = ref.rpartition(":")
+    if not module or not attribute:
+        raise ConfigurationError(f"graph {name!r}: {ref!r} is not of the form module:attribute or ./file.py:attribute")
+    found = getattr(_module(name, module, folder), attribute, None)
+    if found is None:
+        raise ConfigurationError(f"graph {name!r}: {module} has no {attribute!r}")
+    return _compiled(name, ref, found)
+
+
+def _module(name: str, module: str, folder: Path) -> ModuleType:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return _from_file(folder / module) if module.endswith(".py") else importlib.import_module(module)
+    except HoldfastError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception | SystemExit):
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ConfigurationError(f"graph {name!r}: {module} cannot be imported: {said}") from error
+        raise
+
+
+def _from_file(path: Path) -> ModuleType:
+    spelt = path.resolve()
+    module_name = f"holdfast_graph_{spelt.stem}_{abs(hash(spelt))}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, spelt)
+    if spec is None or spec.loader is None or not spelt.is_file():
+        raise ConfigurationError(f"there is no file {spelt}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _compiled(name: str, ref: str, found: Any) -> Graph:
+    made = _made(name, found) if callable(found) and not isinstance(found, Pregel | StateGraph) else found
+    if isinstance(made, StateGraph):
+        made = made.compile()
+    if not isinstance(made, Pregel):
+        raise ConfigurationError(f"graph {name!r}: {ref} is a {type(made).__name__}, not a compiled graph")
+    return made
+
+
+def _made(name: str, factory: Any) -> Any:
+    """What a factory makes: one without parameters, or with LangGraph's single `config`."""
+    needed = [each for each in inspect.signature(factory).parameters.values() if each.default is each.empty]
+    if len(needed) > 1 or inspect.iscoroutinefunction(factory):
+        raise ConfigurationError(f"graph {name!r}: its factory must be a plain function of nothing, or of a config")
+    try:
+        return factory({"configurable": {}}) if needed else factory()
+    except HoldfastError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"graph {name!r}: its factory failed: {type(error).__name__}: {error}") from error
