@@ -4,9 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from psycopg import AsyncConnection
-
-from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.canonical import canonical
@@ -16,12 +14,12 @@ from holdfast.contracts.ids import RunId, TenantId, uuid_text
 from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner
 
-_SQL = load_queries("events")
+_SQL = load_queries(__name__, "events.sql")
 _COLUMNS = ("kind", "node", "task_id", "call_id", "trace_id", "span_id")
 
 
 async def write_events(
-    conn: AsyncConnection[dict[str, Any]],
+    conn: Connection,
     *,
     tenant_id: TenantId,
     run_id: RunId,

@@ -7,18 +7,15 @@ Locks are taken in one order everywhere, so that no two transactions wait for ea
 tenant, lease, run, approvals, budgets (by id), run head. A transaction that ends an attempt takes the lease alone.
 """
 
-from typing import Any
-
-from psycopg import AsyncConnection
-
+from holdfast.checkpoints.database import Connection
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.errors import LeaseLost
 from holdfast.contracts.runs import Owner
 
-_SQL = load_queries("fence")
+_SQL = load_queries(__name__, "fence.sql")
 
 
-async def hold(conn: AsyncConnection[dict[str, Any]], owner: Owner) -> None:
+async def hold(conn: Connection, owner: Owner) -> None:
     """Keep `owner`'s hold on its run until the transaction ends, beside other writers of the same owner.
 
     Raises `LeaseLost` when the run has another epoch by now, or ended.
@@ -27,7 +24,7 @@ async def hold(conn: AsyncConnection[dict[str, Any]], owner: Owner) -> None:
         raise lost(owner)
 
 
-async def hold_alone(conn: AsyncConnection[dict[str, Any]], owner: Owner) -> bool:
+async def hold_alone(conn: Connection, owner: Owner) -> bool:
     """The same for a transaction that ends the attempt: waits for the owner's other writers and keeps later ones out.
 
     Returns whether the run is held, for a caller that must tell a repeated ending from a lost lease.
@@ -44,7 +41,7 @@ def lost(owner: Owner) -> LeaseLost:
     )
 
 
-async def _locked(conn: AsyncConnection[dict[str, Any]], owner: Owner, query: str) -> bool:
+async def _locked(conn: Connection, owner: Owner, query: str) -> bool:
     found = await conn.execute(
         _SQL[query], {"run_id": owner.run_id, "tenant_id": owner.tenant_id, "epoch": owner.epoch}
     )

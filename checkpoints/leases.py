@@ -1,0 +1,95 @@
+"""Who works on what, on Postgres. Every time is the database's own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.runs import load_runs
+from holdfast.contracts.errors import Conflict
+from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.ids import RunId, TenantId
+from holdfast.contracts.ports import Ids, Renewal
+from holdfast.contracts.runs import Owner, RunClaim
+
+_SQL = load_queries(__name__, "leases.sql")
+
+
+class PostgresLeases:
+    """`contracts.ports.Leases` on Postgres."""
+
+    def __init__(self, database: Database, ids: Ids) -> None:
+        self._database = database
+
+    async def claim(
+        self,
+        worker_id: str,
+        *,
+        tenants: Sequence[TenantId] | None,
+        graphs: Sequence[str],
+        slots: int,
+        ttl_seconds: float,
+    ) -> Sequence[RunClaim]:
+        wanted = {
+            "worker_id": worker_id,
+            "tenants": None if tenants is None else list(tenants),
+            "graphs": list(graphs),
+            "slots": slots,
+            "ttl_seconds": ttl_seconds,
+        }
+        try:
+            claimed = await self._claim(wanted)
+        except Conflict:
+            # Another worker took a run of one of these threads in this very moment, which the index of one running
+            # run per thread found. Nothing is claimed; the next poll sees whose turn it is.
+            return ()
+        return await self._hydrate(worker_id, claimed)
+
+    async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:
+        if not owners:
+            return {}
+        asked = {
+            "worker_id": worker_id,
+            "run_ids": [owner.run_id for owner in owners],
+            "epochs": [owner.epoch for owner in owners],
+            "ttl_seconds": ttl_seconds,
+        }
+        async with self._database.engine() as conn:
+            found = await conn.execute(_SQL["renew_leases"], asked)
+            return {
+                RunId(row["run_id"]): Renewal(held=row["held"], cancel_requested=row["cancel_requested"])
+                for row in await found.fetchall()
+            }
+
+    async def _claim(self, wanted: Mapping[str, Any]) -> Mapping[RunId, dict[str, Any]]:
+        async with self._database.engine() as conn:
+            rows = await (await conn.execute(_SQL["claim_runs"], wanted)).fetchall()
+            for row in rows:
+                draft = EventDraft(
+                    kind=EventKind.RUN_CLAIMED,
+                    payload={"worker_id": wanted["worker_id"], "epoch": row["epoch"], "attempt": row["attempt"]},
+                )
+                await write_events(
+                    conn, tenant_id=row["tenant_id"], run_id=row["run_id"], attempt=row["attempt"], drafts=[draft]
+                )
+        return {RunId(row["run_id"]): row for row in rows}
+
+    async def _hydrate(self, worker_id: str, claimed: Mapping[RunId, dict[str, Any]]) -> Sequence[RunClaim]:
+        """The claims with their runs, which only the application's role may read."""
+        if not claimed:
+            return ()
+        async with self._database.tenants(sorted({row["tenant_id"] for row in claimed.values()})) as conn:
+            runs = await load_runs(conn, list(claimed))
+        # One that was taken over between the two transactions has another epoch by now: it is not ours to show.
+        return [
+            RunClaim(
+                run_id=run.run_id,
+                worker_id=worker_id,
+                claimed_until=claimed[run.run_id]["expires_at"],
+                heartbeat_at=claimed[run.run_id]["heartbeat_at"],
+                run=run,
+            )
+            for run in runs
+            if run.epoch == claimed[run.run_id]["epoch"]
+        ]

@@ -1,0 +1,255 @@
+"""Runs and their threads, on Postgres. A run's status changes under its row's lock, with its event, in one commit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from holdfast.checkpoints.admission import admit
+from holdfast.checkpoints.approvals import withdraw
+from holdfast.checkpoints.database import Connection, Database
+from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.fence import hold, hold_alone, lost
+from holdfast.checkpoints.queries import load_queries
+from holdfast.contracts.canonical import plain
+from holdfast.contracts.errors import (
+    BudgetExceeded,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    RunCancelled,
+    RuntimeErrorRecord,
+)
+from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.ids import RunId, TenantId, ThreadId, uuid_text
+from holdfast.contracts.limits import Limits
+from holdfast.contracts.ports import Ids
+from holdfast.contracts.runs import Owner, Run, RunRequest, RunStatus
+from holdfast.contracts.tenancy import Principal, TenantContext
+
+_SQL = load_queries(__name__, "runs.sql")
+
+
+class PostgresRuns:
+    """`contracts.ports.Runs` on Postgres."""
+
+    def __init__(self, database: Database, ids: Ids) -> None:
+        self._database = database
+        self._ids = ids
+
+    async def admit(self, request: RunRequest) -> Run:
+        run_id = RunId(uuid_text(request.run_id, what="run"))
+        async with self._database.tenant(request.tenant.tenant_id) as conn:
+            await admit(conn, request, run_id=run_id, new_thread=self._ids.new())
+            return await _load(conn, request.tenant.tenant_id, run_id)
+
+    async def get(self, tenant_id: TenantId, run_id: RunId) -> Run:
+        run_id = RunId(uuid_text(run_id, what="run"))
+        async with self._database.tenant(tenant_id) as conn:
+            return await _load(conn, tenant_id, run_id)
+
+    async def find(
+        self,
+        tenant_id: TenantId,
+        *,
+        thread_key: str | None = None,
+        status: RunStatus | None = None,
+        limit: int = 100,
+    ) -> Sequence[Run]:
+        wanted = {"tenant_id": tenant_id, "thread_key": thread_key, "status": status, "limit": limit}
+        async with self._database.tenant(tenant_id) as conn:
+            found = await (await conn.execute(_SQL["find_runs"], wanted)).fetchall()
+            return (await load_runs(conn, [str(row["run_id"]) for row in found]))[::-1]
+
+    async def thread_id(self, tenant_id: TenantId, thread_key: str) -> ThreadId:
+        wanted = {"tenant_id": tenant_id, "thread_key": thread_key}
+        async with self._database.tenant(tenant_id) as conn:
+            row = await (await conn.execute(_SQL["find_thread"], wanted)).fetchone()
+        if row is None:
+            raise NotFound(f"tenant {tenant_id!r} has no thread {thread_key!r}", thread_key=thread_key)
+        return ThreadId(str(row["thread_id"]))
+
+    async def request_cancel(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, reason: str) -> Run:
+        run_id = RunId(uuid_text(run_id, what="run"))
+        if not principal.may_act_for(tenant_id):
+            raise _no_run(run_id)
+        asked = RunCancelled(f"cancelled by {principal.user_id!r}: {reason}", by=principal.user_id, reason=reason)
+        async with self._database.tenant(tenant_id) as conn:
+            state = await _lock_run(conn, tenant_id, run_id)
+            status = RunStatus(state["status"])
+            if status.final:
+                raise Conflict(f"run {run_id} is {status} already, so it cannot be cancelled", status=status)
+            drafts = await _ask_to_stop(conn, run_id, asked)
+            if status is not RunStatus.RUNNING:
+                drafts += await _cancel(conn, run_id, asked)
+            await write_events(conn, tenant_id=tenant_id, run_id=run_id, attempt=state["attempt"], drafts=drafts)
+            return await _load(conn, tenant_id, run_id)
+
+    async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
+        async with self._database.tenant(owner.tenant_id) as conn:
+            await hold(conn, owner)
+            found = await conn.execute(_SQL["count_step"], {"run_id": owner.run_id, "task_id": task_id})
+            step = await found.fetchone()
+            if step is None:
+                raise _no_run(owner.run_id)
+            if not step["counted"] and not step["known"]:
+                raise _steps_used_up(owner, node, step["max_steps"])
+            await _write(conn, owner, [event])
+            return bool(step["cancel_requested"])
+
+    async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
+        async with self._database.tenant(owner.tenant_id) as conn:
+            await _hold_to_end(conn, owner)
+            found = await conn.execute(_SQL["park_run"], {"run_id": owner.run_id, "next_action": next_action})
+            parked = await found.fetchone()
+            assert parked is not None, "the run's row is locked"
+            await _drop_lease(conn, owner)
+            await _write(conn, owner, [event])
+        return RunStatus(parked["status"])
+
+    async def finish(
+        self,
+        owner: Owner,
+        status: RunStatus,
+        *,
+        output: Any,
+        cause: RuntimeErrorRecord | None,
+        event: EventDraft,
+    ) -> None:
+        if not status.final:
+            raise InvalidRequest(f"a run does not end as {status}; use rest or release")
+        async with self._database.tenant(owner.tenant_id) as conn:
+            if await _ended_already(conn, owner, status):
+                return
+            await _end(conn, owner.run_id, status, output=output, cause=cause)
+            drafts = await withdraw(conn, owner.run_id)
+            await _drop_lease(conn, owner)
+            await _write(conn, owner, [*drafts, event])
+
+    async def release(self, owner: Owner, *, event: EventDraft) -> None:
+        async with self._database.tenant(owner.tenant_id) as conn:
+            await _hold_to_end(conn, owner)
+            await conn.execute(_SQL["requeue_run"], {"run_id": owner.run_id})
+            await _drop_lease(conn, owner)
+            await _write(conn, owner, [event])
+
+
+async def load_runs(conn: Connection, run_ids: Sequence[str]) -> Sequence[Run]:
+    """The runs of these ids that the transaction's tenants have, oldest first."""
+    found = await conn.execute(_SQL["load_runs"], {"run_ids": list(run_ids)})
+    return [_run(row) for row in await found.fetchall()]
+
+
+def _run(row: dict[str, Any]) -> Run:
+    cause = row["cause"]
+    return Run(
+        run_id=RunId(str(row["run_id"])),
+        thread_id=ThreadId(str(row["thread_id"])),
+        thread_key=row["thread_key"],
+        tenant=TenantContext.model_validate(row["principal"]),
+        graph_name=row["graph_name"],
+        graph_version=row["graph_version"],
+        status=RunStatus(row["status"]),
+        input=row["input"],
+        input_type=row["input_type"],
+        context=row["context"],
+        limits=Limits.model_validate(row["limits"]),
+        remaining_seconds=row["remaining_seconds"],
+        epoch=row["epoch"],
+        attempt=row["attempt"],
+        max_attempts=row["max_attempts"],
+        output=row["output"],
+        next_action=row["next_action"],
+        cause=None if cause is None else RuntimeErrorRecord.model_validate(cause),
+        cancel_requested=row["cancel_requested"] is not None,
+        worker_id=row["worker_id"],
+        trace_parent=row["trace_parent"],
+        attached=row["attached"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+    )
+
+
+async def _load(conn: Connection, tenant_id: TenantId, run_id: RunId) -> Run:
+    runs = await load_runs(conn, [run_id])
+    if not runs or runs[0].tenant.tenant_id != tenant_id:
+        raise _no_run(run_id)
+    return runs[0]
+
+
+async def _lock_run(conn: Connection, tenant_id: TenantId, run_id: RunId) -> dict[str, Any]:
+    row = await (await conn.execute(_SQL["lock_run"], {"tenant_id": tenant_id, "run_id": run_id})).fetchone()
+    if row is None:
+        raise _no_run(run_id)
+    return row
+
+
+async def _hold_to_end(conn: Connection, owner: Owner) -> None:
+    """The fence for the end of an attempt; the run's row is locked too, against decisions and cancellations."""
+    if not await hold_alone(conn, owner):
+        raise lost(owner)
+    await _lock_run(conn, owner.tenant_id, owner.run_id)
+
+
+async def _ended_already(conn: Connection, owner: Owner, status: RunStatus) -> bool:
+    """Whether this owner has ended its run before, with the same status; the fence for one that has not."""
+    held = await hold_alone(conn, owner)
+    state = await _lock_run(conn, owner.tenant_id, owner.run_id)
+    if held:
+        return False
+    ended = RunStatus(state["status"])
+    if not ended.final or state["epoch"] != owner.epoch:
+        raise lost(owner)
+    if ended is not status:
+        raise Conflict(f"run {owner.run_id} ended as {ended}, so it cannot end as {status}", status=ended)
+    return True
+
+
+async def _ask_to_stop(conn: Connection, run_id: RunId, asked: RunCancelled) -> list[EventDraft]:
+    noted = await conn.execute(_SQL["ask_to_stop"], {"run_id": run_id, "cancel": Jsonb(plain(asked.facts))})
+    return [EventDraft(kind=EventKind.RUN_CANCEL_REQUESTED, payload=asked.facts)] if noted.rowcount else []
+
+
+async def _cancel(conn: Connection, run_id: RunId, asked: RunCancelled) -> list[EventDraft]:
+    """End a run that nobody works on."""
+    cause = asked.record(run_id=run_id, step_name="request_cancel")
+    await _end(conn, run_id, RunStatus.CANCELLED, output=None, cause=cause)
+    return [*await withdraw(conn, run_id), EventDraft(kind=EventKind.RUN_CANCELLED, payload=asked.facts)]
+
+
+async def _end(
+    conn: Connection, run_id: RunId, status: RunStatus, *, output: Any, cause: RuntimeErrorRecord | None
+) -> None:
+    ended = {
+        "run_id": run_id,
+        "status": status,
+        "output": None if output is None else Jsonb(plain(output)),
+        "cause": None if cause is None else Jsonb(plain(cause)),
+    }
+    await conn.execute(_SQL["end_run"], ended)
+
+
+async def _drop_lease(conn: Connection, owner: Owner) -> None:
+    await conn.execute(_SQL["drop_lease"], {"run_id": owner.run_id, "epoch": owner.epoch})
+
+
+async def _write(conn: Connection, owner: Owner, drafts: Sequence[EventDraft]) -> None:
+    await write_events(conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=drafts)
+
+
+def _no_run(run_id: str) -> NotFound:
+    return NotFound(f"there is no run {run_id} here", run_id=run_id)
+
+
+def _steps_used_up(owner: Owner, node: str, limit: int) -> BudgetExceeded:
+    return BudgetExceeded(
+        f"node {node!r} would be step {limit + 1} of the run, which may take {limit}; "
+        "start a new run with a higher max_steps",
+        budget=owner.run_id,
+        limit_name="max_steps",
+        limit=limit,
+        spent=limit,
+        reserved=0,
+        requested=1,
+    )
