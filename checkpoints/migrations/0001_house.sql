@@ -119,7 +119,8 @@ create table calls (
     status          text not null,
     budgets         uuid[] not null,
     reserved        jsonb not null,
-    used            jsonb,
+    used            jsonb,                        -- by the last send, once it has an outcome
+    earlier         jsonb not null default '[]',  -- what the sends before it used, each with the budgets that paid
     response        bytea,
     error_type      text,
     error_message   text,
