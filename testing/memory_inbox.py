@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from holdfast.contracts.approvals import Approval, ApprovalRequest, ApprovalStatus, DecisionType, Ruling
-from holdfast.contracts.errors import Conflict, NotFound
+from holdfast.contracts.errors import Conflict, InvalidRequest, NotFound
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits
@@ -107,9 +107,11 @@ class MemoryApprovals:
     ) -> Approval:
         if not principal.may_act_for(tenant_id):
             raise NotFound(f"there is no approval {approval_id} for {principal.user_id!r}")
+        approval = await self.get(tenant_id, approval_id)
+        if approval.status is ApprovalStatus.PENDING and ruling.type not in approval.allowed:
+            raise InvalidRequest(f"approval {approval_id} cannot be answered with {ruling.type!r}")
+        self._require_decidable(approval)
         with self._state.commit() as tables:
-            approval = await self.get(tenant_id, approval_id)
-            self._require_decidable(approval)
             decided = approval.model_copy(
                 update={
                     "status": _STATUS_OF[ruling.type],
@@ -143,14 +145,17 @@ class MemoryApprovals:
         ]
 
     def _require_decidable(self, approval: Approval) -> None:
-        if approval.status is not ApprovalStatus.PENDING:
-            by = f" by {approval.decided_by}" if approval.decided_by else ""
-            raise Conflict(f"approval {approval.id} is {approval.status}{by}; it is decided once")
-        if approval.expires_at <= self._state.now():
-            raise Conflict(f"approval {approval.id} expired at {approval.expires_at.isoformat()}")
+        """Raise `Conflict` unless it is pending and in time; that it is overdue is recorded, whoever is refused."""
+        if approval.status is ApprovalStatus.PENDING:
+            if approval.expires_at > self._state.now():
+                return
+            with self._state.commit():
+                approval = self._expire(approval)
+        by = f" by {approval.decided_by!r}" if approval.decided_by else ""
+        raise Conflict(f"approval {approval.id} is {approval.status} already{by}, so it cannot be decided")
 
     def _expire(self, approval: Approval) -> Approval:
-        expired = approval.model_copy(update={"status": ApprovalStatus.EXPIRED})
+        expired = approval.model_copy(update={"status": ApprovalStatus.EXPIRED, "decided_at": self._state.now()})
         self._state.tables.approvals[approval.id] = expired
         self._state.write(
             approval.run_id, EventDraft(kind=EventKind.APPROVAL_EXPIRED, payload={"approval_id": approval.id})

@@ -5,7 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from holdfast.contracts.approvals import ApprovalStatus
-from holdfast.contracts.errors import AdmissionRefused, Conflict, ErrorType, NotFound, RuntimeErrorRecord
+from holdfast.contracts.errors import (
+    AdmissionRefused,
+    Conflict,
+    ErrorType,
+    InvalidRequest,
+    NotFound,
+    RuntimeErrorRecord,
+)
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import BudgetId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Usage
@@ -86,8 +93,9 @@ class MemoryRuns:
                     f"run {run_id} is {run.status} already; nothing reopens it, and nothing is left to cancel"
                 )
             asked = {"by": principal.user_id, "reason": reason}
-            self._state.write(run_id, EventDraft(kind=EventKind.RUN_CANCEL_REQUESTED, payload=asked))
-            self._state.change_run(run_id, cancel_requested=True)
+            if not run.cancel_requested:
+                self._state.write(run_id, EventDraft(kind=EventKind.RUN_CANCEL_REQUESTED, payload=asked))
+                self._state.change_run(run_id, cancel_requested=True)
             if run.status is not RunStatus.RUNNING:
                 cause = RuntimeErrorRecord(
                     run_id=run_id,
@@ -107,7 +115,7 @@ class MemoryRuns:
             started = (e for e in tables.events[owner.run_id] if e.kind is EventKind.NODE_STARTED)
             if not any(e.task_id == task_id for e in started):
                 self._count_step(BudgetId(owner.run_id))
-            self._state.write(owner.run_id, replace(event, node=node, task_id=task_id))
+            self._state.write(owner.run_id, event)
             return row.run.cancel_requested
 
     async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
@@ -117,7 +125,6 @@ class MemoryRuns:
             self._state.write(owner.run_id, event)
             if self._state.answers(owner.run_id) > row.answers_seen and not owner.attached:
                 self._state.change_run(owner.run_id, status=RunStatus.QUEUED)
-                self._state.write(owner.run_id, EventDraft(kind=EventKind.RUN_QUEUED))
                 return RunStatus.QUEUED
             self._state.change_run(owner.run_id, status=RunStatus.INTERRUPTED, next_action=next_action)
             self._state.stop_clock(owner.run_id)
@@ -132,10 +139,14 @@ class MemoryRuns:
         cause: RuntimeErrorRecord | None,
         event: EventDraft,
     ) -> None:
-        with self._state.commit() as tables:
-            known = tables.runs.get(owner.run_id)
-            if known is not None and known.run.status is status and known.run.epoch == owner.epoch:
-                return
+        if not status.final:
+            raise InvalidRequest(f"a run does not end as {status}; use rest or release")
+        with self._state.commit():
+            ended = self._state.run_row(owner.tenant_id, owner.run_id).run
+            if ended.status.final and ended.epoch == owner.epoch:
+                if ended.status is status:
+                    return
+                raise Conflict(f"run {owner.run_id} ended as {ended.status}, so it cannot end as {status}")
             self._state.hold(owner)
             self._end(owner.run_id, status, cause=cause, output=output)
             self._state.write(owner.run_id, event)
@@ -218,7 +229,9 @@ class MemoryRuns:
         self._state.stop_clock(run_id)
         for approval in list(tables.approvals.values()):
             if approval.run_id == run_id and approval.status is ApprovalStatus.PENDING:
-                withdrawn = approval.model_copy(update={"status": ApprovalStatus.WITHDRAWN})
+                withdrawn = approval.model_copy(
+                    update={"status": ApprovalStatus.WITHDRAWN, "decided_at": self._state.now()}
+                )
                 tables.approvals[approval.id] = withdrawn
                 self._state.write(
                     run_id, EventDraft(kind=EventKind.APPROVAL_WITHDRAWN, payload={"approval_id": approval.id})
@@ -278,7 +291,7 @@ class MemoryLeases:
             started_at=run.started_at or state.now(),
         )
         state.tables.runs[run.run_id] = row = replace(row, answers_seen=state.answers(run.run_id))
-        claimed = {"worker_id": worker_id, "epoch": epoch}
+        claimed = {"worker_id": worker_id, "epoch": epoch, "attempt": row.run.attempt}
         state.write(run.run_id, EventDraft(kind=EventKind.RUN_CLAIMED, payload=claimed))
         return RunClaim(
             run_id=run.run_id,
