@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from uuid_utils import uuid7
-
 from holdfast.contracts.calls import CallSite
 from holdfast.contracts.deadline import Clock, Deadline
 from holdfast.contracts.errors import ConfigurationError
@@ -18,6 +16,7 @@ from holdfast.contracts.runs import Owner, Run, RunClaim, RunIdentity, RunReques
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tenancy import Tenant, TenantContext
 from holdfast.contracts.verdicts import Autonomy
+from holdfast.runtime.entropy import SystemIds
 
 
 class NoModels:
@@ -86,7 +85,7 @@ def site_of(run: Run, *, node: str = "work", task_id: str = "task-1") -> CallSit
 
 
 async def _claimed(store: Store, tenant: TenantContext, limits: Limits, thread_key: str | None) -> RunClaim:
-    run_id = RunId(str(uuid7()))
+    run_id = RunId(SystemIds().new())
     graph = f"tested-{run_id}"  # a graph of its own, so that the claim finds this run and no other
     await store.runs.admit(
         RunRequest(
