@@ -24,7 +24,7 @@ import psycopg
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.errors import ConfigurationError
 
-_SQL = load_queries(__name__, "embedded.sql")
+_SQL = load_queries(__name__, "cluster.sql")
 _ACCOUNTS_FOR_ROOT = ("postgres", "nobody")
 _PORT = 5432  # names the socket; nothing listens on TCP
 _START_SECONDS = 60

@@ -21,13 +21,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from holdfast.checkpoints.migrating import UPGRADE, compare
+from holdfast.checkpoints.migrating import APPLIED, UPGRADE, compare
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.translation import translating
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest
 
 _SQL = load_queries(__name__, "database.sql")
-_MIGRATIONS = load_queries("holdfast.checkpoints.migrating", "migrating.sql")
 _OLDEST_SERVER = 160_000
 _LISTEN_CHECK_SECONDS = 30.0
 
@@ -128,10 +127,8 @@ class Database:
         with translating():
             async with await self._connect(self._dsn) as conn:
                 with self._hanging_up_on(conn):
-                    login = await (await conn.execute(_SQL["describe_login"])).fetchone()
-                    _require_upgraded(await (await conn.execute(_MIGRATIONS["has_table"])).fetchone())
-                    _require_fit_login(login or {})
-                    missing = compare(await (await conn.execute(_MIGRATIONS["applied"])).fetchall())
+                    _require_fit(await (await conn.execute(_SQL["describe_login"])).fetchone() or {})
+                    missing = compare(await (await conn.execute(APPLIED)).fetchall())
         if missing:
             raise ConfigurationError(
                 f"the database lacks {len(missing)} migration(s), from {missing[0].number} ({missing[0].name}) on; "
@@ -245,16 +242,13 @@ def _readable(dsn: str) -> Iterator[None]:
         ) from error
 
 
-def _require_upgraded(row: Mapping[str, Any] | None) -> None:
-    if not row or not row["present"]:
-        raise ConfigurationError(f"the database has no tables of holdfast yet; {UPGRADE}")
-
-
-def _require_fit_login(facts: Mapping[str, Any]) -> None:
+def _require_fit(facts: Mapping[str, Any]) -> None:
     login = facts.get("login")
     use = "log in as holdfast_app, or as a role that was granted holdfast_app alone"
     if facts["server_version"] < _OLDEST_SERVER:
         raise ConfigurationError("holdfast needs Postgres 16 or newer")
+    if not facts["upgraded"]:
+        raise ConfigurationError(f"the database has no tables of holdfast yet; {UPGRADE}")
     if facts["superuser"] or facts["bypasses_rls"]:
         raise ConfigurationError(f"row-level security does not hold for the login {login!r} (superuser); {use}")
     if facts["owns_the_tables"]:

@@ -3,7 +3,7 @@
 select set_config('holdfast.tenants', %(tenants)s, true)
 
 -- name: describe_login
--- What the login may do, the server's version, and whether it owns the tables: production runs as none of the mighty.
+-- What the login may do, and what stands on the server: production runs as none of the mighty.
 select
     current_user::text as login,
     current_setting('server_version_num')::integer as server_version,
@@ -16,7 +16,8 @@ select
     coalesce((select pg_has_role(current_user, engine.oid, 'USAGE')
                 from pg_roles engine where engine.rolname = 'holdfast_engine'), false) as is_always_engine,
     coalesce((select pg_has_role(current_user, tables.relowner, 'MEMBER')
-                from pg_class tables where tables.oid = to_regclass('runs')), false) as owns_the_tables
+                from pg_class tables where tables.oid = to_regclass('runs')), false) as owns_the_tables,
+    to_regclass('holdfast_migrations') is not null as upgraded
 from pg_roles login
 where login.rolname = current_user
 

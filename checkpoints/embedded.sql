@@ -1,7 +1,3 @@
--- name: is_alive
--- Does the server answer, and for which data?
-select current_setting('data_directory') as data
-
 -- name: has_owner
 -- Is there a role that owns the tables?
 select exists (select from pg_roles where rolname = 'holdfast_owner') as present

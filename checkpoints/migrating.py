@@ -24,6 +24,8 @@ _OPTIONS = "-c lock_timeout=60s -c client_min_messages=warning"
 _CONNECT_TIMEOUT_SECONDS = 10
 
 UPGRADE = "run: holdfast db upgrade"
+APPLIED = _SQL["applied"]
+"""What `compare` compares; for who has a connection already."""
 
 
 @dataclass(frozen=True, slots=True)

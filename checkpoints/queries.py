@@ -15,7 +15,7 @@ from typing import LiteralString, cast
 from holdfast.contracts.errors import ConfigurationError
 
 _HEADING = re.compile(r"^-- name:[ \t]*(\w*)[ \t]*$", re.MULTILINE)
-_DESCRIBED = re.compile(r"\A\s*-- \S.*\n\s*[^-\s]")
+_DESCRIBED = re.compile(r"\A\s*(?:-- \S.*\n)+\s*[^-\s]")
 
 
 def load_queries(module: str, file: str) -> Mapping[str, LiteralString]:
