@@ -72,7 +72,7 @@ class Attachments:
                     user_id=terms.principal.user_id,
                     roles=terms.principal.roles,
                     data_scopes=terms.principal.data_scopes,
-                    policy_version=self._doors.policy_version,
+                    policy_version=self._doors.gate_for(governance.policies).policy_version,
                 ),
                 input=data,
                 input_type=kind,

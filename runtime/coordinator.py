@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +26,14 @@ from holdfast.contracts.errors import (
     StoreUnavailable,
 )
 from holdfast.contracts.ids import BudgetId
-from holdfast.contracts.runs import Owner, Run
+from holdfast.contracts.runs import Run
 from holdfast.nodes.session import RunSession, entered_session
-from holdfast.runtime import decisions, endings, inputs
+from holdfast.runtime import decisions, endings
 from holdfast.runtime.endings import Cancelled, Completed, Ending, Failed, Lost, Released, Rested
 from holdfast.runtime.leases import Hold
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry
-from holdfast.runtime.sessions import Doors
+from holdfast.runtime.sessions import Doors, SaverFor
 from holdfast.telemetry.logs import logger, run_logs
 from holdfast.telemetry.spans import record_failure, record_run, run_span
 
@@ -59,9 +58,7 @@ class _Attempt:
 class Coordinator:
     """Owns the lifecycle of an attempt. It never raises for what happens inside a run: that becomes the ending."""
 
-    def __init__(
-        self, *, doors: Doors, registry: Registry, saver_for: Callable[[Owner], BaseCheckpointSaver[Any]]
-    ) -> None:
+    def __init__(self, *, doors: Doors, registry: Registry, saver_for: SaverFor) -> None:
         self._doors = doors
         self._registry = registry
         self._saver_for = saver_for
@@ -89,7 +86,7 @@ class Coordinator:
             return Failed(error, None, "hydrate")
         attempt = _Attempt(
             run,
-            graph.copy(update={"checkpointer": self._saver_for(hold.owner)}),
+            graph.copy(update={"checkpointer": self._saver_for(hold.owner, graph)}),
             await self._doors.session(graph, run, hold.owner, still_ours=hold.still_ours),
             _config(run),
             control,
@@ -150,7 +147,7 @@ class Coordinator:
         latest = await saver.aget_tuple(attempt.config)
         if latest is not None and latest.metadata.get(RUN_MARK) == attempt.run.run_id:
             return None
-        return inputs.opened(attempt.run.input_type, attempt.run.input)
+        return saver.serde.loads_typed((attempt.run.input_type, attempt.run.input))
 
     async def _invoke(self, attempt: _Attempt, value: Any) -> GraphOutput[Any]:
         with entered_session(attempt.session):

@@ -39,11 +39,6 @@ def stored(value: Any) -> tuple[str, bytes]:
         raise InvalidRequest(f"the input cannot be stored: {error}") from error
 
 
-def opened(kind: str, data: bytes) -> Any:
-    """The input back from the store."""
-    return _serializer.loads_typed((kind, data))
-
-
 def checked_context(graph: Pregel[Any, Any, Any, Any], context: Any) -> dict[str, Any] | None:
     """The context settings as plain JSON, once they fit the graph's context schema."""
     schema = graph.context_schema

@@ -5,22 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
-
 from holdfast.contracts.approvals import Approval, DecisionType
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.errors import InvalidRequest, NotFound, TimedOut
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import BudgetState, Limits
-from holdfast.contracts.runs import Owner, Run, RunRequest, RunResult, RunStatus, owner_of
+from holdfast.contracts.runs import Run, RunRequest, RunResult, RunStatus, owner_of
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.policies.tenancy import effective_limits, require_may_decide
 from holdfast.runtime import decisions, inputs
 from holdfast.runtime.directory import Directory
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry
-from holdfast.runtime.sessions import Doors
+from holdfast.runtime.sessions import Doors, SaverFor
 from holdfast.runtime.wake import Wake
 from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
 
@@ -84,7 +82,7 @@ class Runtime:
         directory: Directory,
         wake: Wake,
         govern: Callable[[Any], Graph],
-        saver_for: Callable[[Owner], BaseCheckpointSaver[Any]],
+        saver_for: SaverFor,
         max_input_bytes: int = _ADMITTED_INPUT_BYTES,
         max_attempts: int = 5,
     ) -> None:
@@ -132,7 +130,7 @@ class Runtime:
                     thread_key=_thread_key(thread, new_id),
                     graph_name=governance.name,
                     graph_version=governance.version,
-                    tenant=self._tenant_context(TenantId(tenant), user),
+                    tenant=self._tenant_context(TenantId(tenant), user, governance.policies),
                     input=data,
                     input_type=kind,
                     context=inputs.checked_context(hydrated, context),
@@ -263,7 +261,7 @@ class Runtime:
             raise NotFound(f"tenant {tenant!r} has no thread {thread!r}")
         run = runs[0]
         graph = self._registry.get(run.graph_name, run.graph_version)
-        bound = graph.copy(update={"checkpointer": self._saver_for(owner_of(run))})
+        bound = graph.copy(update={"checkpointer": self._saver_for(owner_of(run), graph)})
         snapshot = await bound.aget_state({"configurable": {"thread_id": run.thread_id}})
         return plain_output(snapshot.values)
 
@@ -274,9 +272,12 @@ class Runtime:
     def _hydrate(self, graph: Any) -> Graph:
         return self._registry.latest(graph) if isinstance(graph, str) else self.register(graph)
 
-    def _tenant_context(self, tenant_id: TenantId, user: str | Principal | None) -> TenantContext:
+    def _tenant_context(
+        self, tenant_id: TenantId, user: str | Principal | None, policies: tuple[str, ...]
+    ) -> TenantContext:
+        version = self._doors.gate_for(policies).policy_version
         if user is None:
-            return TenantContext(tenant_id=tenant_id, policy_version=self._doors.policy_version)
+            return TenantContext(tenant_id=tenant_id, policy_version=version)
         principal = self._directory.principal(user)
         if not principal.may_act_for(tenant_id):
             raise NotFound(f"user {principal.user_id!r} does not belong to tenant {tenant_id!r}")
@@ -285,7 +286,7 @@ class Runtime:
             user_id=principal.user_id,
             roles=principal.roles,
             data_scopes=principal.data_scopes,
-            policy_version=self._doors.policy_version,
+            policy_version=version,
         )
 
     async def _get(self, run_id: str, tenant: str) -> Run:

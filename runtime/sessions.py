@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from langgraph.checkpoint.base import BaseCheckpointSaver
+
 from holdfast.contracts.deadline import Clock, Deadline
 from holdfast.contracts.ids import BudgetId
 from holdfast.contracts.ports import Ids, Store
@@ -17,18 +19,29 @@ from holdfast.gateway.tools import ToolExecutor
 from holdfast.nodes.session import RunSession
 from holdfast.runtime.registry import Graph
 
+SaverFor = Callable[[Owner, Graph], BaseCheckpointSaver[Any]]
+"""Makes the checkpointer of a run's attempt at a graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The two doors under one set of policies."""
+
+    models: ModelGateway
+    executor: ToolExecutor
+    policy_version: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doors:
-    """The process's gateway, executor and store, from which every session is made."""
+    """The process's store and gates, from which every session is made."""
 
     store: Store
-    models: ModelGateway
-    executor: ToolExecutor
+    gate_for: Callable[[tuple[str, ...]], Gate]
+    """The doors under the process's policies and those texts of the graph's own."""
     clock: Clock
     ids: Ids
     autonomy: Autonomy
-    policy_version: str
     node_slots: int
     """How many nodes of one run may work at once."""
     cleanup_seconds: float
@@ -45,6 +58,7 @@ class Doors:
         """The session of one attempt at `run`. The deadline becomes monotonic here: from now on no jump of the
         wall clock can move it."""
         governance: Any = graph.governance  # type: ignore[attr-defined]  # the registry admits governed graphs only
+        gate = self.gate_for(governance.policies)
         remaining = math.inf if run.remaining_seconds is None else run.remaining_seconds
         tenant_id = run.tenant.tenant_id
         return RunSession(
@@ -53,18 +67,18 @@ class Doors:
                 thread_id=run.thread_id,
                 tenant_id=tenant_id,
                 deadline_ms=None if run.remaining_seconds is None else round(run.remaining_seconds * 1000),
-                policy_version=self.policy_version,
+                policy_version=gate.policy_version,
             ),
             owner=owner,
-            tenant=run.tenant.model_copy(update={"policy_version": self.policy_version}),
+            tenant=run.tenant.model_copy(update={"policy_version": gate.policy_version}),
             graph_name=run.graph_name,
             limits=run.limits,
             deadline=Deadline.after_seconds(remaining, clock=self.clock),
             budgets=(BudgetId(run.run_id), await self.store.ledger.tenant_budget(tenant_id)),
             autonomy=governance.autonomy or self.autonomy,
             store=self.store,
-            models=self.models,
-            executor=self.executor,
+            models=gate.models,
+            executor=gate.executor,
             toolset=governance.toolset,
             clock=self.clock,
             ids=self.ids,

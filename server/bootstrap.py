@@ -1,0 +1,228 @@
+"""The one composition root: settings in, a working runtime out. Everything else receives what it needs."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from anyio.from_thread import start_blocking_portal
+
+from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.embedded import embedded_server
+from holdfast.checkpoints.saver import TenantSaver, declared_types, saver_for
+from holdfast.checkpoints.store import PostgresStore
+from holdfast.contracts.errors import ConfigurationError, HoldfastError
+from holdfast.contracts.ids import TenantId
+from holdfast.contracts.runs import Owner
+from holdfast.contracts.tenancy import Principal
+from holdfast.contracts.verdicts import Autonomy
+from holdfast.gateway.models import ModelGateway
+from holdfast.gateway.prices import Prices
+from holdfast.gateway.providers import Providers
+from holdfast.gateway.tools import ToolExecutor
+from holdfast.graphs.govern import govern
+from holdfast.nodes.hosting import register_host, unregister_host
+from holdfast.policies.permissions import CedarPolicy, default_text
+from holdfast.runtime.attached import AttachedTerms, Attachments
+from holdfast.runtime.blocking import BlockingRuntime
+from holdfast.runtime.clock import SystemClock
+from holdfast.runtime.coordinator import Coordinator
+from holdfast.runtime.directory import Directory
+from holdfast.runtime.entropy import SystemDice, SystemIds
+from holdfast.runtime.leases import Holds, LeaseTerms
+from holdfast.runtime.registry import Graph, Registry
+from holdfast.runtime.runtime import Runtime
+from holdfast.runtime.sessions import Doors, Gate
+from holdfast.runtime.wake import Wake
+from holdfast.runtime.worker import Worker, WorkerTerms
+from holdfast.server.catalog import read_catalog
+from holdfast.server.settings import Settings, load_settings
+from holdfast.server.telemetry import telemetry
+from holdfast.telemetry.logs import logger
+
+log = logger(__name__)
+
+_NODE_SLOTS = 64
+"""Nodes of one run that may work at once; more wait their turn in the middleware."""
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings | None = None, *, graphs: Iterable[Any] = (), worker: bool = True, **overrides: Any
+) -> AsyncIterator[Runtime]:
+    """A runtime for as long as the block lasts: the same in a notebook and in a cluster.
+
+    Starts an embedded Postgres unless `DATABASE_URL` is set, and a worker in this process unless `worker` is False.
+    The worker serves the graphs of `langgraph.json`, those in `graphs`, and every graph that is started here.
+    `overrides` are settings, and come before the environment.
+
+    Raises `ConfigurationError` for settings, policies or a database that are not fit, `StoreUnavailable` when there
+    is no database.
+    """
+    settings = settings or load_settings(**overrides)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(telemetry(settings.telemetry))
+        database = await stack.enter_async_context(Database(await _database_url(settings, stack)))
+        store = PostgresStore(database, SystemIds())
+        for tenant in settings.all_tenants():
+            await store.tenants.put(tenant)
+        wake, registry, doors = Wake(settings.worker.poll_seconds), Registry(), _doors(settings, store)
+        runtime = _runtime(settings, doors, registry, wake, database)
+        for graph in (*(_project_graphs() if worker else ()), *graphs):
+            runtime.register(graph)
+        host = _attachments(settings, doors)
+        register_host(host)
+        stack.callback(unregister_host, host)
+        await stack.enter_async_context(_beside(_listen(database, wake), "holdfast listener"))
+        if worker:
+            own = _worker(settings, doors, registry, wake, database)
+            await stack.enter_async_context(_beside(own.work(), "holdfast worker", stop=own.stop))
+        yield runtime
+
+
+@contextmanager
+def open_blocking_runtime(
+    settings: Settings | None = None, *, graphs: Iterable[Any] = (), worker: bool = True, **overrides: Any
+) -> Iterator[BlockingRuntime]:
+    """`open_runtime` for scripts without a loop: it runs in a thread of its own, and every call waits."""
+    with start_blocking_portal() as portal:
+        opening = open_runtime(settings, graphs=graphs, worker=worker, **overrides)
+        with portal.wrap_async_context_manager(opening) as runtime:
+            yield BlockingRuntime(runtime, portal)
+
+
+async def _database_url(settings: Settings, stack: AsyncExitStack) -> str:
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    folder = settings.data_dir / "postgres" if "data_dir" in settings.model_fields_set else None
+    server = await stack.enter_async_context(embedded_server(folder))
+    return server.app_url
+
+
+def _doors(settings: Settings, store: PostgresStore) -> Doors:
+    clock, ids, dice = SystemClock(), SystemIds(), SystemDice()
+    providers = Providers(settings.routes, settings.model)
+    prices = Prices(
+        {name: (price.input_usd_per_million, price.output_usd_per_million) for name, price in settings.prices.items()}
+    )
+    files = [_policy_text(path) for path in settings.policy_files]
+
+    @cache
+    def gate_for(texts: tuple[str, ...]) -> Gate:
+        policy = CedarPolicy([default_text(), *files, *texts])
+        models = ModelGateway(
+            journal=store.journal,
+            ledger=store.ledger,
+            events=store.events,
+            policy=policy,
+            providers=providers,
+            prices=prices,
+            clock=clock,
+            ids=ids,
+            dice=dice,
+        )
+        executor = ToolExecutor(
+            journal=store.journal, events=store.events, policy=policy, clock=clock, ids=ids, dice=dice
+        )
+        return Gate(models, executor, policy.version)
+
+    gate_for(())  # a policy that is not sound is found at start
+    return Doors(
+        store=store,
+        gate_for=gate_for,
+        clock=clock,
+        ids=ids,
+        autonomy=settings.autonomy or Autonomy.SUPERVISED,
+        node_slots=_NODE_SLOTS,
+        cleanup_seconds=settings.worker.cleanup_seconds,
+    )
+
+
+def _runtime(settings: Settings, doors: Doors, registry: Registry, wake: Wake, database: Database) -> Runtime:
+    return Runtime(
+        doors=doors,
+        registry=registry,
+        directory=Directory(settings.principals, bare_names=settings.embedded and not settings.principals),
+        wake=wake,
+        govern=govern,
+        saver_for=_saver_for(database),
+        max_input_bytes=settings.max_input_bytes,
+    )
+
+
+def _worker(settings: Settings, doors: Doors, registry: Registry, wake: Wake, database: Database) -> Worker:
+    worker_id = f"{socket.gethostname()}:{os.getpid()}:{doors.ids.new()[-8:]}"
+    lease = LeaseTerms(ttl_seconds=settings.worker.lease_ttl_seconds)
+    return Worker(
+        worker_id,
+        coordinator=Coordinator(doors=doors, registry=registry, saver_for=_saver_for(database)),
+        holds=Holds(doors.store.leases, worker_id, lease),
+        registry=registry,
+        approvals=doors.store.approvals,
+        wake=wake,
+        terms=WorkerTerms(slots=settings.worker.slots, lease=lease),
+    )
+
+
+def _attachments(settings: Settings, doors: Doors) -> Attachments:
+    tenant_id = TenantId(settings.tenant_or_default(settings.attached_tenant))
+    user = settings.principals.get(settings.attached_user) or Principal(
+        user_id=settings.attached_user, tenants=(tenant_id,), roles=("approver",) if settings.embedded else ()
+    )
+    return Attachments(
+        doors=doors, terms=AttachedTerms(tenant_id=tenant_id, principal=user), worker_id=f"attached:{os.getpid()}"
+    )
+
+
+def _saver_for(database: Database) -> Callable[[Owner, Graph], TenantSaver]:
+    return lambda owner, graph: saver_for(database, owner).with_allowlist(declared_types(graph))
+
+
+def _project_graphs() -> Iterator[Graph]:
+    """The graphs of `langgraph.json`. One that cannot be loaded must not keep the others from their runs."""
+    catalog = read_catalog()
+    for name in catalog:
+        try:
+            yield catalog.load(name)
+        except HoldfastError as error:
+            log.warning("graph_not_loaded", graph=name, reason=str(error))
+
+
+def _policy_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the policy file {path} cannot be read: {error}") from error
+
+
+async def _listen(database: Database, wake: Wake) -> None:
+    async with aclosing(database.listen()) as notes:
+        async for _ in notes:
+            wake.ring()
+
+
+@asynccontextmanager
+async def _beside(
+    work: Coroutine[Any, Any, None], name: str, stop: Callable[[], None] | None = None
+) -> AsyncIterator[None]:
+    """Runs `work` beside the block and sees it end: by `stop`, or by cancelling it. Not a TaskGroup, which would wrap
+    what the block itself raises."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report)
+    try:
+        yield
+    finally:
+        if stop is None:
+            task.cancel()
+        else:
+            stop()
+        await asyncio.wait([task])
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background_task_failed", task=task.get_name(), exc_info=error)
