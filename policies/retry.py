@@ -49,12 +49,14 @@ def pause_seconds(attempt: int, terms: RetryTerms, fraction: float, retry_after:
 def may_have_happened(error: HoldfastError) -> bool:
     """Whether, after this error, what was asked may have been done all the same.
 
-    True when no answer came: a timeout, or a lost connection that the sender's own code did not explain. An error of
-    ours that the sender raised itself, and every refusal, says that nothing was done.
+    True when no answer came: a timeout, or a lost connection that the sender's own code did not explain. A transient
+    error of ours that the sender raised itself, a deadline that passed before the send (one that passed after it has
+    the fact `sent`) and every refusal say that nothing was done.
     """
-    if error.error_type is ErrorType.TRANSIENT_DEPENDENCY:
-        return "exception" in error.facts
-    return error.error_type is ErrorType.TIMEOUT
+    foreign = "exception" in error.facts
+    if isinstance(error, DeadlineExceeded):
+        return foreign or "sent" in error.facts
+    return error.error_type is ErrorType.TIMEOUT or (error.error_type is ErrorType.TRANSIENT_DEPENDENCY and foreign)
 
 
 def may_retry(error: HoldfastError, *, effect: Effect, idempotent: bool) -> bool:
