@@ -126,7 +126,7 @@ class LangChainProvider:
 class CarriedProvider:
     """A LangChain model of the user's own, carried through the gateway as it is."""
 
-    def __init__(self, send: Callable[[], Awaitable[AIMessage]], *, provider: str, model: str) -> None:
+    def __init__(self, send: Callable[[], Awaitable[AIMessage]], provider: str, model: str) -> None:
         """`send` asks the user's model with its own messages and settings."""
         self.provider = provider
         self.model = model
