@@ -137,7 +137,7 @@ class PostgresApprovals:
                 await _write(conn, tenant_id, run, drafts)
                 return decided
             # Perhaps it is overdue and nobody has said so yet. That is recorded here, whoever is refused.
-            await _expire(conn, tenant_id, run)
+            await _expire(conn, tenant_id, run, [approval_id])
             standing = await _get(conn, tenant_id, approval_id)
         raise _decided_already(standing)
 
@@ -151,7 +151,7 @@ class PostgresApprovals:
             async with self._database.tenant(due["tenant_id"]) as conn:
                 run = await (await conn.execute(_SQL["lock_run"], due)).fetchone()
                 assert run is not None, "an approval has its run"
-                expired += await _expire(conn, due["tenant_id"], run)
+                expired += await _expire(conn, due["tenant_id"], run, due["approval_ids"])
         return expired
 
 
@@ -164,9 +164,11 @@ async def withdraw(conn: Connection, run_id: RunId) -> list[EventDraft]:
     ]
 
 
-async def _expire(conn: Connection, tenant_id: TenantId, run: dict[str, Any]) -> Sequence[Approval]:
+async def _expire(
+    conn: Connection, tenant_id: TenantId, run: dict[str, Any], approval_ids: Sequence[Any]
+) -> Sequence[Approval]:
     """Expire what is overdue of a locked run, and let the run go on to tell its model so."""
-    expired = await _all(conn, "expire_approvals", {"run_id": run["run_id"]})
+    expired = await _all(conn, "expire_approvals", {"approval_ids": list(approval_ids)})
     if expired:
         drafts = [EventDraft(kind=EventKind.APPROVAL_EXPIRED, payload={"approval_id": one.id}) for one in expired]
         await _write(conn, tenant_id, run, [*drafts, *await _resume(conn, run["run_id"], like=drafts[0])])

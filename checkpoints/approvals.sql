@@ -63,14 +63,16 @@ update approvals
 returning *
 
 -- name: overdue_approvals
--- Runs with approvals that nobody decided in time, the longest overdue first; for the engine.
-select tenant_id, run_id::text
-  from approvals
- where status = 'pending' and expires_at <= clock_timestamp()
-   and (%(tenants)s::text[] is null or tenant_id = any(%(tenants)s::text[]))
+-- What nobody decided in time, the longest overdue first, by its run; for the engine.
+select tenant_id, run_id::text, array_agg(approval_id) as approval_ids
+  from (select tenant_id, run_id, approval_id, expires_at
+          from approvals
+         where status = 'pending' and expires_at <= clock_timestamp()
+           and (%(tenants)s::text[] is null or tenant_id = any(%(tenants)s::text[]))
+         order by expires_at
+         limit %(limit)s) overdue
  group by tenant_id, run_id
  order by min(expires_at)
- limit %(limit)s
 
 -- name: lock_run
 -- A run, locked before its approvals are touched.
@@ -80,16 +82,16 @@ select run_id::text, attempt
    for no key update
 
 -- name: expire_approvals
--- Expire what nobody decided in time of a run.
+-- Expire what nobody decided in time.
 update approvals
    set status = 'expired', decided_at = clock_timestamp()
- where run_id = %(run_id)s and status = 'pending' and expires_at <= clock_timestamp()
+ where approval_id = any(%(approval_ids)s::uuid[]) and status = 'pending' and expires_at <= clock_timestamp()
 returning *
 
 -- name: withdraw_approvals
 -- Take back what is still asked of a run that has ended.
 update approvals
-   set status = 'withdrawn', decided_at = clock_timestamp()
+   set status = 'withdrawn'
  where run_id = %(run_id)s and status = 'pending'
 returning approval_id::text
 

@@ -1,6 +1,7 @@
 """Runs and their threads, on Postgres. A run's status changes under its row's lock, with its event, in one commit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -22,10 +23,11 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, ThreadId, uuid_text
-from holdfast.contracts.limits import Limits
+from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner, Run, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, TenantContext
+from holdfast.policies.refusal import refusal
 
 _SQL = load_queries(__name__, "runs.sql")
 
@@ -93,8 +95,8 @@ class PostgresRuns:
             if step is None:
                 raise _no_run(owner.run_id)
             if not step["counted"] and not step["known"]:
-                raise _steps_used_up(owner, node, step["max_steps"])
-            await _write(conn, owner, [event])
+                raise _steps_used_up(owner, step["max_steps"])
+            await _write(conn, owner, [replace(event, node=node, task_id=task_id)])
             return bool(step["cancel_requested"])
 
     async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
@@ -104,8 +106,10 @@ class PostgresRuns:
             parked = await found.fetchone()
             assert parked is not None, "the run's row is locked"
             await _drop_lease(conn, owner)
-            await _write(conn, owner, [event])
-        return RunStatus(parked["status"])
+            status = RunStatus(parked["status"])
+            queued = [EventDraft(kind=EventKind.RUN_QUEUED)] if status is RunStatus.QUEUED else []
+            await _write(conn, owner, [event, *queued])
+            return status
 
     async def finish(
         self,
@@ -242,14 +246,14 @@ def _no_run(run_id: str) -> NotFound:
     return NotFound(f"there is no run {run_id} here", run_id=run_id)
 
 
-def _steps_used_up(owner: Owner, node: str, limit: int) -> BudgetExceeded:
-    return BudgetExceeded(
-        f"node {node!r} would be step {limit + 1} of the run, which may take {limit}; "
-        "start a new run with a higher max_steps",
-        budget=owner.run_id,
-        limit_name="max_steps",
-        limit=limit,
-        spent=limit,
-        reserved=0,
-        requested=1,
+def _steps_used_up(owner: Owner, limit: int) -> BudgetExceeded:
+    refused = refusal(
+        owner.run_id,
+        "run",
+        limits=Limits(max_steps=limit),
+        spent=Usage(steps=limit),
+        reserved=Usage(),
+        requested=Usage(steps=1),
     )
+    assert refused is not None, "the step was not counted"
+    return refused

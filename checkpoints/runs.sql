@@ -51,7 +51,7 @@ with counted as (
  returning budget_id)
 select exists (select from counted) as counted,
        exists (select from events where run_id = %(run_id)s and task_id = %(task_id)s and kind = 'node.started') as known,
-       b.spent_steps, b.max_steps, r.cancel_requested is not null as cancel_requested
+       b.max_steps, r.cancel_requested is not null as cancel_requested
   from runs r
   join budgets b on b.budget_id = r.run_id
  where r.run_id = %(run_id)s
@@ -59,7 +59,8 @@ select exists (select from counted) as counted,
 -- name: park_run
 -- Stop a run's clock until a person decides; or queue it, clock running, if someone already has in this attempt.
 with answered as (
-    select exists (select from approvals a where a.run_id = %(run_id)s and a.decided_at >= r.claimed_at) as already
+    select not r.attached and exists (
+               select from approvals a where a.run_id = r.run_id and a.decided_at >= r.claimed_at) as already
       from runs r
      where r.run_id = %(run_id)s),
 parked as (
@@ -75,11 +76,13 @@ parked as (
 select parked.status, pg_notify('holdfast_runs', '') from parked
 
 -- name: end_run
--- Give a run its final status, and wake a worker for the next run of its thread.
+-- Give a run its final status, stop its clock, and wake a worker for the next run of its thread.
 with ended as (
     update runs
        set status = %(status)s, output = %(output)s, cause = %(cause)s, next_action = null,
-           finished_at = clock_timestamp()
+           finished_at = clock_timestamp(), deadline_at = null,
+           remaining_ms = case when deadline_at is null then remaining_ms
+                               else greatest(0, extract(epoch from deadline_at - clock_timestamp()) * 1000) end
      where run_id = %(run_id)s
  returning run_id)
 select pg_notify('holdfast_runs', '') from ended
