@@ -15,6 +15,8 @@ from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, NotFound
+from holdfast.graphs.govern import govern
+from holdfast.graphs.governed import GovernedGraph
 
 DEFAULT_FILE = Path("langgraph.json")
 
@@ -33,8 +35,9 @@ class Catalog:
     def __iter__(self) -> Iterator[str]:
         return iter(self.refs)
 
-    def load(self, name: str) -> Graph:
-        """The compiled graph of that name, or of a reference `module:attribute`.
+    def load(self, name: str) -> GovernedGraph:
+        """The governed graph of that name, or of a reference `module:attribute`. One that its author has not governed
+        is governed under the name it was asked for by.
 
         Raises `NotFound` for a name that is not here, `ConfigurationError` for a graph that cannot be loaded.
         """
@@ -43,7 +46,10 @@ class Catalog:
             raise NotFound(
                 f"there is no graph {name!r}; langgraph.json names: {known} (or give it as module:attribute)"
             )
-        return _loaded(name, ref or name, self.folder)
+        graph = _loaded(name, ref or name, self.folder)
+        governed = graph if isinstance(graph, GovernedGraph) else govern(graph, name=name)
+        assert isinstance(governed, GovernedGraph)  # govern() makes it one in place
+        return governed
 
 
 def read_catalog(path: Path | None = None) -> Catalog:

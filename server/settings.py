@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     owner_database_url: SecretStr | None = Field(default=None, repr=False)
     """The same database as its owner, for `holdfast db upgrade` alone."""
     data_dir: Path = Field(default_factory=lambda: user_data_path("holdfast"))
-    """Where the embedded database keeps its data."""
+    """Where the embedded database keeps its data; for root, /var/lib/holdfast unless this is set."""
     model: ModelName | None = None
     """The model that the route `default` means; None: the graph's own offline model."""
     routes: Mapping[str, ModelName] = Field(default_factory=dict)
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
     tools: Mapping[str, ToolTerms] = Field(default_factory=dict)
     """Terms of tools by name, over what their authors declared."""
     policy_files: tuple[Path, ...] = ()
-    """Cedar policies, instead of the ones that come with holdfast."""
+    """Cedar policies, besides the ones that come with holdfast."""
     worker: WorkerTerms = WorkerTerms()
     """How a worker works."""
     telemetry: TelemetryTerms = TelemetryTerms()
@@ -163,6 +163,11 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether the database is our own, for this user alone."""
         return self.database_url is None
+
+    @property
+    def embedded_folder(self) -> Path | None:
+        """The folder of the embedded server; None where it chooses for itself."""
+        return self.data_dir / "postgres" if "data_dir" in self.model_fields_set else None
 
     def all_tenants(self) -> tuple[Tenant, ...]:
         """The tenants with their defaults complete: theirs, and the general limits wherever they name none."""

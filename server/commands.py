@@ -1,0 +1,233 @@
+"""What the commands do, once their arguments are values. Each returns the exit code."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from holdfast.checkpoints import migrating
+from holdfast.checkpoints.embedded import embedded_server
+from holdfast.contracts.approvals import Approval, DecisionType
+from holdfast.contracts.errors import ConfigurationError, HoldfastError, InvalidRequest, TimedOut
+from holdfast.contracts.limits import Limits
+from holdfast.contracts.runs import Run, RunResult, RunStatus
+from holdfast.runtime.runtime import RunHandle, Runtime
+from holdfast.server import documents, render
+from holdfast.server.bootstrap import open_runtime
+from holdfast.server.catalog import read_catalog
+from holdfast.server.exits import Exit
+from holdfast.server.settings import Settings
+
+_LOOK_SECONDS = 0.25
+"""How often someone who watches sees new events."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What every command has: the settings, and how to answer."""
+
+    settings: Settings
+    console: Console
+    as_json: bool
+
+    @property
+    def watched(self) -> bool:
+        """Whether a person looks on."""
+        return self.console.is_terminal and not self.as_json
+
+    @asynccontextmanager
+    async def runtime(self, *, worker: bool = False) -> AsyncIterator[Runtime]:
+        """The runtime; without a worker for what only looks."""
+        async with open_runtime(self.settings, worker=worker) as runtime:
+            yield runtime
+
+
+async def start(
+    session: Session,
+    graph: str,
+    given: Any,
+    *,
+    tenant: str | None,
+    user: str | None,
+    thread: str | None,
+    limits: Limits | None,
+    detach: bool,
+) -> Exit:
+    """Start a run, and stay until it rests unless `detach`."""
+    loaded = read_catalog().load(graph)
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime(worker=not detach) as runtime:
+        handle = await runtime.start(loaded, given, tenant=chosen, user=user, thread=thread, limits=limits)
+        if not detach:
+            return await _see_through(session, runtime, handle)
+        run = (await runtime.show(handle.run_id, tenant=chosen)).run
+        _say(session, documents.run_document(run), f"run {run.run_id} is queued; it starts when a worker is there")
+        return Exit.OK
+
+
+async def listing(session: Session, *, tenant: str | None, status: str | None, thread: str | None) -> Exit:
+    """The tenant's runs."""
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime() as runtime:
+        found = await runtime.runs(tenant=chosen, thread=thread, status=status)
+    if session.as_json:
+        render.json_document(session.console, [documents.run_document(run) for run in found])
+    else:
+        render.runs(session.console, found)
+    return Exit.OK
+
+
+async def show(session: Session, run_id: str, *, tenant: str | None) -> Exit:
+    """Everything about one run."""
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime() as runtime:
+        report = await runtime.show(run_id, tenant=chosen)
+    if session.as_json:
+        render.json_document(session.console, documents.report_document(report))
+    else:
+        render.report(session.console, report)
+    return Exit.OK
+
+
+async def events(session: Session, run_id: str, *, tenant: str | None, after: int) -> Exit:
+    """What happened in a run, in order."""
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime() as runtime:
+        log = await runtime.events(run_id, tenant=chosen, after=after)
+    if session.as_json:
+        render.json_document(session.console, documents.event_documents(log))
+    else:
+        render.events(session.console, log)
+    return Exit.OK
+
+
+async def decide(
+    session: Session,
+    approval_id: str,
+    decision: DecisionType,
+    *,
+    by: str,
+    message: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    value: Any = None,
+    wait: bool,
+) -> Exit:
+    """Record a decision, and stay until the run rests again unless `wait` is false."""
+    async with session.runtime(worker=wait) as runtime:
+        approval = await runtime.decide(approval_id, decision, by=by, args=args, message=message, value=value)
+        run = (await runtime.show(approval.run_id, tenant=approval.tenant_id)).run
+        obstacle = _obstacle(runtime, run) if wait else "it goes on when a worker is there"
+        if obstacle is None:
+            handle = await runtime.run(run.run_id, tenant=approval.tenant_id)
+            return await _see_through(session, runtime, handle)
+        said = f"{approval.status.value} by {by}; run {run.run_id} is {run.status.value}: {obstacle}"
+        _say(session, _decided(approval, run), said)
+        return Exit.OK
+
+
+async def cancel(session: Session, run_id: str, *, tenant: str | None, by: str, reason: str) -> Exit:
+    """Ask a run to stop."""
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime() as runtime:
+        run = await runtime.cancel(run_id, tenant=chosen, by=by, reason=reason)
+    told = "cancelled" if run.status is RunStatus.CANCELLED else "asked to stop; its worker stops it at the next step"
+    _say(session, documents.run_document(run), f"run {run.run_id} is {told}")
+    return Exit.OK
+
+
+async def upgrade(session: Session) -> Exit:
+    """Apply what the database lacks."""
+    settings = session.settings
+    if settings.embedded:
+        async with embedded_server(settings.embedded_folder):  # which upgrades itself as it starts
+            _say(session, {"applied": []}, "the embedded database is up to date; it upgrades itself")
+        return Exit.OK
+    if settings.owner_database_url is None:
+        raise ConfigurationError(
+            "HOLDFAST_OWNER_DATABASE_URL is not set: migrations need the login that owns the tables, never the "
+            "application's"
+        )
+    applied = await asyncio.to_thread(migrating.upgrade, settings.owner_database_url.get_secret_value())
+    names = [f"{migration.number:04} {migration.name}" for migration in applied]
+    _say(session, {"applied": names}, f"applied {', '.join(names)}" if names else "the database is up to date")
+    return Exit.OK
+
+
+async def work(session: Session) -> Exit:
+    """Serve the project's graphs until SIGTERM or Ctrl-C, then hand back what is under way."""
+    catalog = read_catalog()
+    if not catalog.refs:
+        raise InvalidRequest("there is no langgraph.json here that names graphs, so a worker has nothing to serve")
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    async with session.runtime(worker=True):
+        _say(session, {"serving": list(catalog)}, f"serving {', '.join(catalog)}; Ctrl-C stops")
+        await stop.wait()
+    return Exit.OK
+
+
+async def _see_through(session: Session, runtime: Runtime, handle: RunHandle) -> Exit:
+    result = await (_watch(session.console, runtime, handle) if session.watched else handle.result())
+    if session.as_json:
+        render.json_document(session.console, documents.result_document(result, thread=handle.thread))
+    else:
+        render.outcome(session.console, result)
+    if result.error is not None:
+        error = f"error: run {result.run_id} {result.status.value} ({result.error.error_type}): {result.error.message}"
+        Console(stderr=True).print(Text(error), soft_wrap=True)
+    return _exit_of(result)
+
+
+async def _watch(console: Console, runtime: Runtime, handle: RunHandle) -> RunResult:
+    """Show events as they commit, and the budget draining, until the run rests."""
+    seen = 0
+    with console.status("queued") as status:
+        while True:
+            try:
+                result = await handle.result(timeout=_LOOK_SECONDS)
+            except TimedOut:
+                result = None
+            for event in await handle.events(after=seen):
+                render.event_line(console, event)
+                seen = event.seq
+            if result is not None:
+                return result
+            status.update(render.draining(await runtime.show(handle.run_id, tenant=handle.tenant_id)))
+
+
+def _obstacle(runtime: Runtime, run: Run) -> str | None:
+    """Why this process cannot carry the run on; None when it can, and then its graph is registered."""
+    if run.attached:
+        return "the program that hosts it goes on with it"
+    try:
+        runtime.register(read_catalog().load(run.graph_name))
+    except HoldfastError as error:
+        return f"another worker must go on with it, for here {error.message}"
+    return None
+
+
+def _exit_of(result: RunResult) -> Exit:
+    match result.status:
+        case RunStatus.COMPLETED:
+            return Exit.OK
+        case RunStatus.INTERRUPTED:
+            return Exit.WAITS
+        case _:
+            return Exit.RUN_FAILED
+
+
+def _decided(approval: Approval, run: Run) -> dict[str, Any]:
+    return {"approval": documents.approval_document(approval), "run": documents.run_document(run)}
+
+
+def _say(session: Session, document: dict[str, Any], words: str) -> None:
+    if session.as_json:
+        render.json_document(session.console, document)
+    else:
+        session.console.print(Text(words), soft_wrap=True)

