@@ -117,12 +117,16 @@ def _connected(url: str) -> psycopg.Connection[dict[str, Any]]:
 
 
 def _apply(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> None:
-    with conn.transaction():
-        conn.execute(migration.sql)
-        conn.execute(
-            _SQL["write_down"],
-            {"number": migration.number, "name": migration.name, "checksum": migration.checksum},
-        )
+    row = {"number": migration.number, "name": migration.name, "checksum": migration.checksum}
+    try:
+        with conn.transaction():
+            conn.execute(migration.sql)
+            conn.execute(_SQL["write_down"], row)
+    except psycopg.errors.DuplicateTable as error:
+        raise ConfigurationError(
+            f"migration {migration.number} ({migration.name}) finds a table that is not holdfast's: "
+            f"{error.diag.message_primary}; give holdfast a database of its own"
+        ) from error
 
 
 def _ensure_roles(conn: psycopg.Connection[dict[str, Any]]) -> None:

@@ -1,16 +1,39 @@
 """The way to Postgres: whose rows a transaction sees, and what its errors become."""
 
-import pytest
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import aclosing
 
-from holdfast.checkpoints.database import Database
-from holdfast.contracts.errors import InvalidRequest, NotFound
+import psycopg
+import pytest
+from fix_database import DatabaseUrls
+
+from holdfast.checkpoints.database import Database, PoolSizes, StoreTerms
+from holdfast.contracts.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidRequest,
+    InvariantViolated,
+    NotFound,
+    StoreUnavailable,
+)
+
+NEW_TENANT = "insert into tenants (tenant_id, terms, budget_id) values (%s, '{}', gen_random_uuid())"
+IMPATIENT = StoreTerms(lock_seconds=0.1, statement_seconds=0.2, transaction_seconds=0.4)
+DROP_CONNECTIONS = """select pg_terminate_backend(pid) from pg_stat_activity
+                       where datname = current_database() and pid <> pg_backend_pid()"""
+
+
+def execute(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(statement.encode())
 
 
 async def make_tenant(database: Database, name: str) -> None:
     async with database.tenant(name) as conn:
-        await conn.execute(
-            "insert into tenants (tenant_id, terms, budget_id) values (%s, '{}', gen_random_uuid())", [name]
-        )
+        await conn.execute(NEW_TENANT, [name])
 
 
 async def names_seen(database: Database, *tenants: str) -> list[str]:
@@ -30,9 +53,7 @@ async def test_tenant_sees_its_own_rows_alone(database: Database) -> None:
 async def test_tenant_cannot_write_a_row_of_another(database: Database) -> None:
     with pytest.raises(NotFound):
         async with database.tenant("acme") as conn:
-            await conn.execute(
-                "insert into tenants (tenant_id, terms, budget_id) values ('bolt', '{}', gen_random_uuid())"
-            )
+            await conn.execute(NEW_TENANT, ["bolt"])
 
 
 @pytest.mark.parametrize("name", ["", "acme,bolt", "a\x00b"])
@@ -40,3 +61,179 @@ async def test_text_that_would_name_other_tenants_is_refused(database: Database,
     with pytest.raises(InvalidRequest, match="not a tenant id"):
         async with database.tenant(name):
             pass
+
+
+async def test_what_was_written_is_gone_when_the_block_fails(database: Database) -> None:
+    async def write_and_fail() -> None:
+        async with database.tenant("acme") as conn:
+            await conn.execute(NEW_TENANT, ["acme"])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await write_and_fail()
+    assert await names_seen(database, "acme") == []
+
+
+async def test_tenant_of_one_transaction_is_forgotten_by_the_next(database_urls: DatabaseUrls) -> None:
+    async with Database(database_urls.app, PoolSizes(app=1, engine=1)) as database:
+        await make_tenant(database, "acme")
+        async with database.tenants([]) as conn:
+            setting = await (await conn.execute("select current_setting('holdfast.tenants') as names")).fetchone()
+    assert setting == {"names": ""}
+
+
+async def test_rule_of_the_database_explains_itself(database: Database) -> None:
+    await make_tenant(database, "acme")
+    statement = "insert into budgets (budget_id, tenant_id, kind) values (gen_random_uuid(), 'acme', 'whim')"
+    with pytest.raises(InvariantViolated, match="rule: a budget is of a known kind") as caught:
+        async with database.tenant("acme") as conn:
+            await conn.execute(statement)
+    assert caught.value.facts["constraint"] == "a_budget_is_of_a_known_kind"
+
+
+async def test_same_row_twice_is_a_conflict(database: Database) -> None:
+    await make_tenant(database, "acme")
+    with pytest.raises(Conflict):
+        await make_tenant(database, "acme")
+
+
+async def test_engine_sees_every_tenants_runs_and_none_of_their_input(database: Database) -> None:
+    async with database.engine() as conn:
+        await conn.execute("select run_id, tenant_id, status from runs")
+    with pytest.raises(ConfigurationError, match="permission denied"):
+        async with database.engine() as conn:
+            await conn.execute("select input from runs")
+
+
+async def test_app_is_not_the_engine_by_itself(database: Database) -> None:
+    await make_tenant(database, "acme")
+    async with database.engine() as conn:
+        assert len(await (await conn.execute("select tenant_id from tenants")).fetchall()) == 1
+    assert await names_seen(database) == []
+
+
+async def test_superuser_is_refused(database_urls: DatabaseUrls) -> None:
+    with pytest.raises(ConfigurationError, match="row-level security does not hold for the login 'postgres'"):
+        await Database(database_urls.admin).verify()
+
+
+async def test_owner_of_the_tables_is_refused(database_urls: DatabaseUrls) -> None:
+    with pytest.raises(ConfigurationError, match="owns the tables"):
+        await Database(database_urls.owner).verify()
+
+
+async def test_database_without_tables_is_told_to_upgrade(empty_database: DatabaseUrls) -> None:
+    with pytest.raises(ConfigurationError, match="run: holdfast db upgrade"):
+        await Database(empty_database.app).open()
+
+
+async def test_older_database_is_told_to_upgrade(database_urls: DatabaseUrls) -> None:
+    execute(database_urls.owner, "delete from holdfast_migrations where number > 1")
+    with pytest.raises(ConfigurationError, match=r"lacks \d+ migration.*run: holdfast db upgrade"):
+        await Database(database_urls.app).verify()
+
+
+async def test_newer_database_is_refused(database_urls: DatabaseUrls) -> None:
+    execute(database_urls.owner, "insert into holdfast_migrations (number, name, checksum) values (99, 'later', 'x')")
+    with pytest.raises(ConfigurationError, match="newer"):
+        await Database(database_urls.app).verify()
+
+
+async def test_address_that_cannot_be_read_is_refused_without_repeating_it() -> None:
+    with pytest.raises(ConfigurationError, match="DATABASE_URL cannot be read") as caught:
+        Database("postgresql//app:secret@host/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://app@127.0.0.1:9/x", "postgresql://app@/x?host=/nowhere"])
+async def test_unreachable_server_is_unavailable_in_one_line(dsn: str) -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        await Database(dsn).open()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def stopped() -> Iterator[list[int]]:
+    """Processes of the server that a test has stopped; they go on afterwards."""
+    if "HOLDFAST_TEST_DSN" in os.environ:
+        pytest.skip("the server's processes may be out of reach")
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def ask_the_deaf(database: Database, stopped: list[int]) -> None:
+    async with database.tenant("acme") as conn:
+        row = await (await conn.execute("select pg_backend_pid() as pid")).fetchone()
+        assert row
+        os.kill(row["pid"], signal.SIGSTOP)
+        stopped.append(row["pid"])
+        await conn.execute("select 1")
+
+
+async def test_deaf_server_does_not_hold_a_transaction_for_ever(
+    database_urls: DatabaseUrls, stopped: list[int]
+) -> None:
+    async with Database(database_urls.app, terms=IMPATIENT) as database:
+        with pytest.raises(StoreUnavailable):
+            await ask_the_deaf(database, stopped)
+        assert await names_seen(database, "acme") == []
+
+
+async def test_cancelled_caller_is_not_held_by_a_deaf_server(database_urls: DatabaseUrls, stopped: list[int]) -> None:
+    async with Database(database_urls.app, terms=IMPATIENT) as database:
+        asking = asyncio.create_task(ask_the_deaf(database, stopped))
+        while not stopped:
+            await asyncio.sleep(0)
+        asking.cancel()
+        done, _ = await asyncio.wait([asking], timeout=10)
+        assert done
+
+
+async def test_statement_that_takes_too_long_is_ended_by_the_server(database_urls: DatabaseUrls) -> None:
+    terms = StoreTerms(lock_seconds=0.1, statement_seconds=0.2, transaction_seconds=5)
+    async with Database(database_urls.app, terms=terms) as database:
+        with pytest.raises(StoreUnavailable, match="statement timeout"):
+            async with database.tenant("acme") as conn:
+                await conn.execute("select pg_sleep(30)")
+
+
+async def test_full_pool_is_unavailable_after_a_while(database_urls: DatabaseUrls) -> None:
+    terms = StoreTerms(acquire_seconds=0.2)
+    async with Database(database_urls.app, PoolSizes(app=1, engine=1), terms) as database, database.tenant("acme"):
+        with pytest.raises(StoreUnavailable, match="couldn't get a connection"):
+            async with database.tenant("bolt"):
+                pass
+
+
+async def test_connections_that_the_server_dropped_are_replaced(
+    database: Database, database_urls: DatabaseUrls
+) -> None:
+    await make_tenant(database, "acme")
+    execute(database_urls.admin, DROP_CONNECTIONS)
+    assert await names_seen(database, "acme") == ["acme"]
+
+
+async def test_listener_hears_of_work_and_survives_a_lost_connection(
+    database: Database, database_urls: DatabaseUrls
+) -> None:
+    async with aclosing(database.listen()) as heard:
+        assert await anext(heard) == ""
+        execute(database_urls.owner, "notify holdfast_runs, 'acme'")
+        assert await anext(heard) == "acme"
+        execute(database_urls.admin, DROP_CONNECTIONS)
+        assert await anext(heard) == ""
+        execute(database_urls.owner, "notify holdfast_runs, 'bolt'")
+        assert await anext(heard) == "bolt"
+
+
+@pytest.mark.parametrize("terms", [{"lock_seconds": 20.0, "statement_seconds": 10.0}, {"connect_seconds": 0.0}])
+def test_terms_that_contradict_each_other_are_refused(terms: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError):
+        StoreTerms(**terms)
+
+
+def test_pool_without_connections_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least one"):
+        PoolSizes(app=0)

@@ -60,7 +60,7 @@ def test_query_has_a_plan_under_a_role_that_may_run_it(query: str, logins: list[
 
 
 def test_queries_come_by_name() -> None:
-    text = "-- A file.\n-- name: one\n-- First.\nselect 1;\n\n-- name: two\n-- The second,\n-- in two lines.\nselect 2\n"
+    text = "-- A file.\n-- name: one\n-- First.\nselect 1;\n\n-- name: two\n-- Second,\n-- in two lines.\nselect 2\n"
     queries = parse_queries(text, source="x.sql")
     assert {name: statement(query) for name, query in queries.items()} == {"one": "select 1", "two": "select 2"}
 
