@@ -41,7 +41,8 @@ returning *;
 -- Open a call again whose recorded failure may be tried again; what its last send used is kept among the earlier ones.
 update calls
    set status = 'open', sends = sends + 1, epoch = %(epoch)s, closed_at = null, latency_ms = null,
-       earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'used', used), used = null,
+       earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'reserved', reserved, 'used', used),
+       used = null,
        budgets = %(budgets)s::uuid[], reserved = %(reserved)s,
        response = null, error_type = null, error_message = null, error_facts = null
  where call_id = %(call_id)s
@@ -51,7 +52,7 @@ returning *;
 -- Note that an open call is sent again: what the send before it reserved counts as used.
 update calls
    set status = 'open', sends = sends + 1, epoch = %(epoch)s, latency_ms = null,
-       earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'used', reserved),
+       earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'reserved', reserved, 'used', reserved),
        reserved = %(reserved)s, error_type = null, error_message = null, error_facts = null
  where call_id = %(call_id)s
 returning *;

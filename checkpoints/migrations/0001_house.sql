@@ -120,7 +120,7 @@ create table calls (
     budgets         uuid[] not null,
     reserved        jsonb not null,
     used            jsonb,                        -- by the last send, once it has an outcome
-    earlier         jsonb not null default '[]',  -- what the sends before it used, each with the budgets that paid
+    earlier         jsonb not null default '[]',  -- the sends before it: budgets that paid, what was reserved and used
     response        bytea,
     error_type      text,
     error_message   text,

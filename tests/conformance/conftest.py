@@ -1,0 +1,34 @@
+"""Every test of this folder is asked of each store."""
+
+import os
+from itertools import count
+
+import pytest
+from scenes import Scene
+from stores import PostgresPorts, memory_store
+
+_numbers = count(1)
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def store(request):
+    return memory_store() if request.param == "memory" else PostgresPorts(request.getfixturevalue("database"))
+
+
+@pytest.fixture
+def scene(store) -> Scene:
+    return Scene(store)
+
+
+@pytest.fixture
+def make_database_url(postgres, template):
+    """Makes one migrated database after another."""
+    made = []
+
+    def make() -> str:
+        made.append(f"holdfast_made_{os.getpid()}_{next(_numbers)}")
+        return postgres.create(made[-1], template=template).app
+
+    yield make
+    for name in made:
+        postgres.drop(name)
