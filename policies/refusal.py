@@ -58,7 +58,7 @@ def _exceeded(
         f"the {kind}'s limit of {limit} {words} ({limit_name}) leaves no room for {asked}: "
         f"{spent} spent, {reserved} reserved by calls under way",
         budget=budget_id,
-        kind=kind,
+        budget_kind=kind,
         limit_name=limit_name,
         limit=limit,
         spent=spent,
