@@ -84,12 +84,8 @@ def _packages() -> Check:
     if amiss:
         return Check("packages", "fail", f"{'; '.join(amiss)}; run pip install -U holdfast")
     return Check(
-        "packages", "ok", f"holdfast {metadata.version('holdfast')}, langgraph {metadata.version('langgraph')}"
+        "packages", "ok", f"Python {platform.python_version()}, {_version('holdfast')}, {_version('langgraph')}"
     )
-
-
-def _version(package: str) -> str:
-    return f"{package} {metadata.version(package)}"
 
 
 def _unfit(wanted: Requirement) -> Iterator[str]:

@@ -12,6 +12,8 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from holdfast.contracts.classification import translated
+from holdfast.contracts.errors import HoldfastError, TransientDependency
 from holdfast.telemetry.drops import contained, drops
 
 BATCH_SPANS = 512
@@ -74,12 +76,20 @@ class Pipe(SpanProcessor):
     def _work(self) -> None:
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         while (batch := self._next_batch()) is not None:
-            with contained("span export raised", count=len(batch)):
-                if self._exporter.export(batch) is not SpanExportResult.SUCCESS:
-                    drops.add("span export failed", len(batch))
+            failure = self._exported(batch)
             with self._changed:
+                abandoned = self._closed  # then shutdown has counted this batch
                 self._in_flight = 0
                 self._changed.notify_all()
+            if failure is not None and not abandoned:
+                drops.add("span export failed", len(batch), error=failure)
+
+    def _exported(self, batch: list[ReadableSpan]) -> HoldfastError | None:
+        try:
+            result = self._exporter.export(batch)
+        except Exception as error:  # noqa: BLE001  # counted and logged by the caller
+            return translated(error)
+        return None if result is SpanExportResult.SUCCESS else TransientDependency("the exporter gave up")
 
     def _next_batch(self) -> list[ReadableSpan] | None:
         with self._changed:

@@ -100,12 +100,13 @@ def _log_to_stderr(terms: TelemetryTerms) -> None:
     if ours.handlers or logging.getLogger().handlers:
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(_formatter(terms))
+    handler.setFormatter(formatter(terms))
     ours.addHandler(handler)
     ours.propagate = False
 
 
-def _formatter(terms: TelemetryTerms) -> logging.Formatter:
+def formatter(terms: TelemetryTerms) -> logging.Formatter:
+    """How a log line of ours looks."""
     last = structlog.processors.JSONRenderer() if terms.log_format == "json" else structlog.dev.ConsoleRenderer()
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[

@@ -40,9 +40,8 @@ drops = Drops()
 class contained:  # noqa: N801  # reads as a word: `with contained("span start"):`
     """Leaves the block at the first exception and counts it: telemetry must not fail what it watches."""
 
-    def __init__(self, reason: str, *, count: int = 1) -> None:
+    def __init__(self, reason: str) -> None:
         self._reason = reason
-        self._count = count
 
     def __enter__(self) -> None:
         return None
@@ -52,5 +51,5 @@ class contained:  # noqa: N801  # reads as a word: `with contained("span start")
     ) -> bool:
         if not isinstance(error, Exception):
             return False
-        drops.add(self._reason, self._count, error=error)
+        drops.add(self._reason, error=error)
         return True
