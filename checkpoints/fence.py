@@ -4,7 +4,8 @@ The lease row is locked FOR KEY SHARE. A claim changes its epoch, which is part 
 until one has committed; a heartbeat changes no key and waits for nobody.
 
 Locks are taken in one order everywhere, so that no two transactions wait for each other:
-tenant, lease, run, approvals, budgets (by id), run head. A transaction that ends an attempt takes the lease alone.
+tenant, lease, run, call, approvals, budgets (by id), run head. A transaction that ends an attempt takes the lease
+alone.
 """
 
 from holdfast.checkpoints.database import Connection

@@ -87,6 +87,22 @@ class PostgresRuns:
             await write_events(conn, tenant_id=tenant_id, run_id=run_id, attempt=state["attempt"], drafts=drafts)
             return await _load(conn, tenant_id, run_id)
 
+    async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId) -> Run:
+        run_id = RunId(uuid_text(run_id, what="run"))
+        if not principal.may_act_for(tenant_id):
+            raise _no_run(run_id)
+        async with self._database.tenant(tenant_id) as conn:
+            state = await _lock_run(conn, tenant_id, run_id)
+            reattached = await (await conn.execute(_SQL["reattach_run"], {"run_id": run_id})).fetchone()
+            if reattached is None:
+                raise Conflict(
+                    f"run {run_id} is {state['status']}; only an attached run that rests goes on in its host"
+                )
+            epoch, attempt = reattached["epoch"], reattached["attempt"]
+            claimed = EventDraft(kind=EventKind.RUN_CLAIMED, payload={"epoch": epoch, "attempt": attempt})
+            await write_events(conn, tenant_id=tenant_id, run_id=run_id, attempt=attempt, drafts=[claimed])
+            return await _load(conn, tenant_id, run_id)
+
     async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
         async with self._database.tenant(owner.tenant_id) as conn:
             await hold(conn, owner)

@@ -40,6 +40,14 @@ update runs
  where run_id = %(run_id)s and cancel_requested is null
 returning run_id
 
+-- name: reattach_run
+-- Let an attached run that rests go on in its host, its clock running again.
+update runs
+   set status = 'running', epoch = epoch + 1, attempt = attempt + 1, claimed_at = clock_timestamp(),
+       deadline_at = clock_timestamp() + remaining_ms * interval '1 millisecond', remaining_ms = null, next_action = null
+ where run_id = %(run_id)s and attached and status = 'interrupted'
+returning epoch, attempt
+
 -- name: count_step
 -- Count a task of the graph as a step of the run, once, where its limit allows; and tell how things stand.
 with counted as (

@@ -82,6 +82,11 @@ class Runs(Protocol):
         by its worker's heartbeat; one that has ended raises `Conflict`."""
         ...
 
+    async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId) -> Run:
+        """Let an attached run that rests go on in its host: running again, its clock too, under the next epoch and
+        attempt. `Conflict` when it does not rest, `NotFound` for a stranger."""
+        ...
+
     async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
         """Before a node: count the step (a task that is run again is the same step), check that the run is still
         ours, and write the event. Returns whether the run has been asked to stop. Raises `BudgetExceeded` when the

@@ -324,6 +324,25 @@ async def test_finish_and_a_takeover_at_once_leave_one_truth(house: House) -> No
             assert stands.status is RunStatus.COMPLETED
 
 
+async def test_attached_run_that_rests_goes_on_in_its_host_alone(house: House) -> None:
+    run = await house.runs.admit(house.request(attached=True, limits=Limits(deadline_seconds=100)))
+    owner = house.attached(run)
+    with pytest.raises(Conflict, match="running"):
+        await house.runs.reattach(DANA, TenantId("acme"), run.run_id)
+    await house.shift("update runs set deadline_at = clock_timestamp() + interval '40 seconds'")
+    await house.runs.rest(owner, next_action="decide", event=event(EventKind.RUN_INTERRUPTED))
+    await house.shift("update runs set remaining_ms = 7000")
+    again = await house.runs.reattach(DANA, TenantId("acme"), run.run_id)
+    assert (again.status, again.epoch, again.attempt, again.next_action) == (RunStatus.RUNNING, 2, 2, None)
+    assert again.remaining_seconds is not None
+    assert 5 < again.remaining_seconds <= 7
+    with pytest.raises(LeaseLost):
+        await house.events.append(owner, [event(EventKind.NODE_STARTED)])
+    await house.events.append(house.attached(again), [event(EventKind.NODE_STARTED)])
+    with pytest.raises(NotFound):
+        await house.runs.reattach(DANA, TenantId("bolt"), run.run_id)
+
+
 async def test_attached_run_is_fenced_by_its_own_state(house: House) -> None:
     run = await house.runs.admit(house.request(attached=True))
     owner = house.attached(run)
