@@ -1,0 +1,258 @@
+"""`govern(graph)`: anyone's compiled graph, run under our terms without a change to it.
+
+LangGraph has inferred schemas, injected arguments and drawn edges by the time a graph is compiled, so that is where
+we come in: each node's body is exchanged for one that asks our middleware first. The drawing and the schemas stay.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import run_in_executor
+from langgraph._internal._runnable import RunnableCallable
+from langgraph.graph import StateGraph
+from langgraph.graph._branch import BranchSpec
+from langgraph.pregel import Pregel
+from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.pregel._retry import _should_retry_on as langgraph_would_retry
+from langgraph.types import RetryPolicy
+
+from holdfast.contracts.canonical import digest
+from holdfast.contracts.errors import HoldfastError, InvalidRequest, InvariantViolated
+from holdfast.contracts.verdicts import Autonomy
+from holdfast.gateway.toolset import Tool, Toolset
+from holdfast.graphs.governed import Governance, GovernedGraph
+from holdfast.nodes.bridge import in_thread, on_loop
+from holdfast.nodes.langchain import carry_langchain
+from holdfast.nodes.middleware import around
+from holdfast.nodes.place import NodeKind, Place, drop_writes
+from holdfast.nodes.session import session_of
+
+Compiled = Pregel[Any, Any, Any, Any]
+G = TypeVar("G", bound=Compiled)
+
+
+def govern(
+    graph: G,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    tools: Sequence[Any] = (),
+    default_model: str | None = None,
+    autonomy: Autonomy | None = None,
+) -> G:
+    """Put a compiled graph under our terms, in place, and return it: the same object, of a subclass of its class.
+
+    Every node, subgraph, conditional edge and error handler asks the middleware first; retry policies try again only
+    what may be. Doing it twice changes nothing but the terms. `name` and `version` are what runs are pinned to; left
+    out, they are the graph's own name and a digest of its topology and its nodes' code. `tools` are LangChain tools
+    and plain functions that the graph may call by name. LangChain models and tools of the graph's own are carried
+    through the doors as they are. Raises `InvalidRequest` for what is not a compiled graph.
+    """
+    if isinstance(graph, StateGraph):
+        raise InvalidRequest("govern() takes a compiled graph: write govern(builder.compile(), …)")
+    if not isinstance(graph, Pregel):
+        raise InvalidRequest(f"govern() takes a compiled LangGraph graph, not {type(graph).__name__}")
+    carry_langchain()
+    pinned = version or signature(graph)
+    for each in graphs_of(graph):
+        _rewrite(each)
+        if not isinstance(each, GovernedGraph):
+            own = Governance(name=each.name, version=pinned, toolset=Toolset())
+            _adopt(each, own)
+    terms = Governance(
+        name=name or graph.name,
+        version=pinned,
+        toolset=_toolset(graph, tools),
+        default_model=default_model,
+        autonomy=autonomy,
+    )
+    _adopt(graph, terms)
+    assert_governed(graph)
+    return graph
+
+
+def graphs_of(graph: Compiled) -> list[Compiled]:
+    """The graph and every graph below it that LangGraph finds: nodes that are graphs, and graphs in nodes' bodies."""
+    found: dict[int, Compiled] = {}
+
+    def visit(each: Compiled) -> None:
+        if id(each) in found:
+            return
+        found[id(each)] = each
+        for node in each.nodes.values():
+            for below in node.subgraphs:
+                if isinstance(below, Pregel):
+                    visit(below)
+
+    visit(graph)
+    return list(found.values())
+
+
+def assert_governed(graph: Compiled) -> None:
+    """Raise `InvariantViolated` naming a node, edge or subgraph that escapes the middleware."""
+    for each in graphs_of(graph):
+        escaped = next(_escaped(each), None)
+        if escaped is not None:
+            raise InvariantViolated(f"{escaped} of graph {each.name!r} escapes governance; call govern() on it again")
+
+
+def signature(graph: Compiled) -> str:
+    """A version for a graph that names none: the digest of its topology and of its nodes' code."""
+    drawing = graph.get_graph()
+    edges = sorted([edge.source, edge.target, str(edge.data or "")] for edge in drawing.edges)
+    nodes = {f"{index}/{name}": _code_of(node.bound) for index, name, node in _nodes(graph)}
+    return digest({"edges": edges, "nodes": nodes})[:16]
+
+
+def _nodes(graph: Compiled) -> Iterator[tuple[int, str, PregelNode]]:
+    for index, each in enumerate(graphs_of(graph)):
+        for name, node in each.nodes.items():
+            yield index, name, node
+
+
+def _code_of(bound: Runnable[Any, Any]) -> str:
+    body: Any = bound.inner if isinstance(bound, GovernedNode) else bound
+    body = getattr(body, "func", None) or getattr(body, "afunc", None) or body
+    code = getattr(body, "__code__", None)
+    named = f"{getattr(body, '__module__', '')}.{getattr(body, '__qualname__', type(body).__qualname__)}"
+    return named if code is None else f"{named}:{digest(code.co_code.hex())}"
+
+
+def _escaped(graph: Compiled) -> Iterator[str]:
+    if not isinstance(graph, GovernedGraph):
+        yield "the whole"
+    for name, node in graph.nodes.items():
+        if node.bound is not DEFAULT_BOUND and not isinstance(node.bound, GovernedNode):
+            yield f"node {name!r}"
+        if any(_branch_of(writer) is not None for writer in node.writers):
+            yield f"a conditional edge of {name!r}"
+
+
+def _adopt(graph: Compiled, terms: Governance) -> None:
+    base = next(kind for kind in type(graph).__mro__ if not issubclass(kind, GovernedGraph))
+    own = type(f"Governed{base.__name__}", (GovernedGraph, base), {"governance": terms, "__module__": base.__module__})
+    graph.__class__ = own
+
+
+def _toolset(graph: Compiled, tools: Sequence[Any]) -> Toolset:
+    """The tools given, and those that the graph's own tool nodes and the governed graphs below it have besides. Of two
+    with one name the one given here counts; LangChain tools that are called as objects keep their own terms."""
+    entries = dict(Toolset.of(tools))
+    for each in graphs_of(graph):
+        below = each.governance.toolset if isinstance(each, GovernedGraph) and each is not graph else Toolset()
+        entries = {**below, **_of_tool_nodes(each), **entries}
+    return Toolset(entries.values())
+
+
+def _of_tool_nodes(graph: Compiled) -> dict[str, Tool]:
+    found = [getattr(node.bound, "tools_by_name", None) or {} for node in graph.nodes.values()]
+    return dict(Toolset.of({tool.name: tool for tools in found for tool in tools.values()}.values()))
+
+
+def _rewrite(graph: Compiled) -> None:
+    graph.retry_policy = tuple(_ours(policy) for policy in graph.retry_policy or ())
+    for name, node in list(graph.nodes.items()):
+        kind: NodeKind = "error_handler" if node.is_error_handler else "node"
+        update: dict[str, Any] = {
+            "writers": [_governed_writer(writer, graph.name, name) for writer in node.writers],
+            "retry_policy": tuple(_ours(policy) for policy in node.retry_policy or ()) or None,
+        }
+        if node.bound is not DEFAULT_BOUND and not isinstance(node.bound, GovernedNode):
+            place = Place(graph=graph.name, node=name, kind=kind, leaf=not _is_graph(node.bound))
+            update["bound"] = GovernedNode(node.bound, place)
+        graph.nodes[name] = node.copy(update)
+
+
+def _is_graph(bound: Runnable[Any, Any]) -> bool:
+    while isinstance(bound, RunnableBindingBase):
+        bound = bound.bound
+    return isinstance(bound, Pregel)
+
+
+class GovernedNode(RunnableCallable):
+    """A node's body, behind the middleware."""
+
+    def __init__(self, inner: Runnable[Any, Any], place: Place) -> None:
+        super().__init__(self._on_loop, self._governed, name=inner.get_name(), trace=False, recurse=False)
+        self.inner = inner
+        self.place = place
+
+    def __getattr__(self, name: str) -> Any:
+        # LangGraph's drawing reads `tools_by_name` of a ToolNode, for one.
+        if name == "inner" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    async def _governed(self, input: Any, config: RunnableConfig) -> Any:  # noqa: A002  # LangGraph's word
+        if _is_synchronous(self.inner):
+            return await around(self.place, config, lambda: in_thread(partial(self.inner.invoke, input, config)))
+        return await around(self.place, config, lambda: self.inner.ainvoke(input, config))
+
+    def _on_loop(self, input: Any, config: RunnableConfig) -> Any:  # noqa: A002
+        what = f"node {self.place.node!r}"
+        return on_loop(session_of(what), lambda: self._governed(input, config), what=what)
+
+
+def _is_synchronous(inner: Runnable[Any, Any]) -> bool:
+    """Whether this is a plain `def` node, which LangGraph would put into the loop's own small pool of threads."""
+    if not isinstance(inner, RunnableCallable) or isinstance(inner, RunnableLambda):
+        return False
+    return inner.afunc is None or (isinstance(inner.afunc, partial) and inner.afunc.func is run_in_executor)
+
+
+class GovernedBranch:
+    """A conditional edge behind the middleware. When it fails, its task has not finished: LangGraph would take the
+    node's writes for the whole, and a resumed run would end without ever having been routed."""
+
+    def __init__(self, spec: BranchSpec, place: Place) -> None:
+        self.spec = spec
+        self.place = place
+
+    async def aroute(self, input: Any, config: RunnableConfig, **injected: Any) -> Any:  # noqa: A002
+        """LangGraph's `_aroute`, governed."""
+        try:
+            return await around(self.place, config, lambda: self.spec._aroute(input, config, **injected))  # noqa: SLF001
+        except BaseException:
+            drop_writes(config)
+            raise
+
+    def route(self, input: Any, config: RunnableConfig, **injected: Any) -> Any:  # noqa: A002
+        """LangGraph's `_route`, for a synchronous call inside a governed run."""
+        what = f"the conditional edge of {self.place.node!r}"
+        return on_loop(session_of(what), lambda: self.aroute(input, config, **injected), what=what)
+
+
+def _governed_writer(writer: Runnable[Any, Any], graph: str, node: str) -> Runnable[Any, Any]:
+    spec = _branch_of(writer)
+    if spec is None:
+        return writer
+    branch = GovernedBranch(spec, Place(graph=graph, node=node, kind="branch"))
+    governed: Any = copy.copy(writer)
+    governed.func, governed.afunc = branch.route, branch.aroute
+    return governed  # type: ignore[no-any-return]  # a RunnableCallable like the one it was
+
+
+def _branch_of(writer: Runnable[Any, Any]) -> BranchSpec | None:
+    """The conditional edge behind a writer that is not governed yet."""
+    spec = getattr(getattr(writer, "afunc", None), "__self__", None)
+    return spec if isinstance(spec, BranchSpec) else None
+
+
+class RetryGoverned:
+    """A retry predicate: ours answer for themselves, everything else is as the graph's author said. LangGraph's
+    default would try a refused budget again."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self.policy = policy
+
+    def __call__(self, error: Exception) -> bool:
+        """Whether to try again."""
+        return error.retryable if isinstance(error, HoldfastError) else langgraph_would_retry(self.policy, error)
+
+
+def _ours(policy: RetryPolicy) -> RetryPolicy:
+    return policy if isinstance(policy.retry_on, RetryGoverned) else policy._replace(retry_on=RetryGoverned(policy))

@@ -1,0 +1,244 @@
+"""Between LangGraph's interrupts and the inbox: a question becomes both, and the answer is the inbox's.
+
+An approval is found by the identity of the call it was asked for. LangGraph's own way, by the order of questions in a
+task, would hand one call's answer to another as soon as a re-run asks in another order.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphInterrupt
+from langgraph.types import interrupt
+
+from holdfast.contracts.approvals import (
+    Approval,
+    ApprovalKind,
+    ApprovalRequest,
+    ApprovalStatus,
+    DecisionType,
+    Question,
+    Ruling,
+    grant_digest,
+)
+from holdfast.contracts.calls import CallIdentity
+from holdfast.contracts.canonical import plain
+from holdfast.contracts.errors import InvalidRequest
+from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.scope import Scope
+from holdfast.contracts.tools import ToolRequest, ToolResult
+from holdfast.gateway.toolset import Toolset
+from holdfast.nodes.place import Answer, answers, pass_question
+from holdfast.nodes.session import RunSession
+from holdfast.policies.tenancy import require_may_decide
+from holdfast.telemetry.spans import trace_ids
+
+_EXPIRED = {"type": "reject", "message": "Nobody decided in time; the request has expired."}
+_SHOWN_CHARACTERS = 200
+
+
+async def dispatched(
+    request: ToolRequest, identity: CallIdentity, *, session: RunSession, scope: Scope, toolset: Toolset
+) -> ToolResult:
+    """The result of a tool call: at once, or after a person was asked. Raises `GraphInterrupt` while they are."""
+    result = await session.executor.perform(
+        request, identity, scope=scope, toolset=toolset, approval=await _latest(session, identity)
+    )
+    if isinstance(result, Question):
+        await _ask(result, identity, session=session, scope=scope)
+    return result
+
+
+async def _latest(session: RunSession, identity: CallIdentity) -> Approval | None:
+    """The approval asked last for this call. Each that was asked before has had a place in the task's order of
+    questions, and has it again. A grant that has run out unused is as good as none: the person is asked anew."""
+    asked = await session.approvals.of_call(session.owner.tenant_id, session.owner.thread_id, identity.key)
+    for approval in asked:
+        if approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN):
+            pass_question(answer_of(approval))
+    latest = asked[-1] if asked else None
+    return None if latest is not None and _ran_out(latest, session) else latest
+
+
+def _ran_out(approval: Approval, session: RunSession) -> bool:
+    granted = approval.status in (ApprovalStatus.APPROVED, ApprovalStatus.EDITED) and approval.used_at is None
+    return granted and approval.expires_at.timestamp() <= session.clock.now()
+
+
+async def _ask(question: Question, identity: CallIdentity, *, session: RunSession, scope: Scope) -> NoReturn:
+    """Pause the task with LangChain's human-in-the-loop request, and put the question into the inbox first."""
+    payload = hitl_request(question)
+    while True:
+        try:
+            interrupt(payload)  # what this returns was meant for another question: ours has no answer yet
+        except GraphInterrupt as pause:
+            request = ApprovalRequest(
+                kind=question.kind,
+                interrupt_id=pause.args[0][0].id,
+                node=scope.node,
+                task_id=identity.site.task_id,
+                payload=payload,
+                allowed=question.allowed,
+                tool_name=question.tool_name,
+                args=question.args,
+                args_digest=question.args_digest,
+                policy_version=question.policy_version,
+                rule=question.rule,
+                call_id=question.call_id,
+                identity_key=identity.key,
+                expires_in_seconds=question.expires_in_seconds,
+            )
+            await _put(session, request)
+            raise
+
+
+def hitl_request(question: Question) -> dict[str, Any]:
+    """The question as LangChain's human-in-the-loop middleware puts it, which Studio and agent inboxes know."""
+    description = question.reason if question.preview is None else f"{question.reason}\n\n{question.preview}"
+    return {
+        "action_requests": [{"name": question.tool_name, "args": question.args, "description": description}],
+        "review_configs": [{"action_name": question.tool_name, "allowed_decisions": list(question.allowed)}],
+    }
+
+
+def answer_of(approval: Approval) -> dict[str, Any]:
+    """The decision in the form in which LangChain's middleware would be resumed."""
+    return {"decisions": [dict(approval.decision or _EXPIRED)]}
+
+
+def pause_in(error: BaseException) -> GraphInterrupt | None:
+    """The pause inside an exception group: `interrupt()` in a child of a TaskGroup, which LangGraph takes for a
+    failure. None when something in it really failed."""
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    pauses, rest = error.split(GraphInterrupt)
+    return merged(_leaves(pauses)) if pauses is not None and rest is None else None
+
+
+def merged(pauses: Sequence[BaseException]) -> GraphInterrupt:
+    """One pause for several of one task. Those that LangGraph gave the same id are asked one after the other."""
+    questions = {question.id: question for pause in reversed(pauses) for question in reversed(pause.args[0])}
+    return GraphInterrupt(tuple(reversed(questions.values())))
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    return [
+        leaf
+        for inner in group.exceptions
+        for leaf in (_leaves(inner) if isinstance(inner, BaseExceptionGroup) else [inner])
+    ]
+
+
+async def ask_for(session: RunSession, pause: GraphInterrupt, *, node: str, task_id: str) -> None:
+    """See to it that each interrupt of a pause is in the inbox: a plain `interrupt(value)` of anyone's node too."""
+    for question in pause.args[0] if pause.args else ():
+        if question.id not in session.asked:
+            request = ApprovalRequest(
+                kind=ApprovalKind.QUESTION,
+                interrupt_id=question.id,
+                node=node,
+                task_id=task_id,
+                payload=_shown(question.value),
+                allowed=_allowed(question.value),
+            )
+            await _put(session, request)
+
+
+async def _put(session: RunSession, request: ApprovalRequest) -> None:
+    trace_id, span_id = trace_ids()
+    facts = {"kind": request.kind.value, "interrupt_id": request.interrupt_id, "tool_name": request.tool_name}
+    event = EventDraft(
+        kind=EventKind.APPROVAL_ASKED,
+        node=request.node,
+        task_id=request.task_id,
+        trace_id=trace_id,
+        span_id=span_id,
+        payload=facts,
+    )
+    await session.approvals.ask(session.owner, request, event=event)
+    session.asked.add(request.interrupt_id)
+
+
+def _shown(value: Any) -> Any:
+    """The question's value as the inbox can keep it."""
+    try:
+        return plain(value)
+    except InvalidRequest:
+        return {"text": str(value)[:10_000]}
+
+
+def _allowed(value: Any) -> tuple[DecisionType, ...]:
+    """What LangChain's own human-in-the-loop middleware admits; any answer to a plain question."""
+    configs = value.get("review_configs") if isinstance(value, Mapping) else None
+    named = {kind for config in configs or () for kind in config.get("allowed_decisions", ())}
+    known: tuple[DecisionType, ...] = ("approve", "edit", "reject", "respond")
+    return tuple(kind for kind in known if kind in named) or known
+
+
+async def settle_host_answers(session: RunSession, config: RunnableConfig) -> None:
+    """In an attached run the host resumes by itself. What it answers is recorded in the inbox, as decided by the
+    host's principal, before the node goes on with it."""
+    for answer in answers(config):
+        approval = await session.approvals.of_interrupt(
+            session.owner.tenant_id, session.owner.thread_id, answer.interrupt_id
+        )
+        if approval is not None and approval.status is ApprovalStatus.PENDING:
+            await _decide(session, approval, answer)
+
+
+async def _decide(session: RunSession, approval: Approval, answer: Answer) -> None:
+    principal = session.approver
+    if principal is None:
+        raise InvalidRequest(f"interrupt {answer.interrupt_id} was answered, but the host has nobody to decide as")
+    require_may_decide(principal, approval)
+    ruling, decision = _ruling(approval, answer.value)
+    await session.approvals.decide(
+        principal,
+        approval.tenant_id,
+        approval.id,
+        ruling,
+        decision=decision,
+        granted_digest=_granted(approval, ruling),
+        event=EventDraft(
+            kind=EventKind.APPROVAL_DECIDED,
+            node=approval.node,
+            task_id=approval.task_id,
+            payload={"decision": ruling.type, "by": principal.user_id, "attached": True},
+        ),
+    )
+
+
+def _ruling(approval: Approval, value: Any) -> tuple[Ruling, dict[str, Any]]:
+    """The host's answer as a ruling and as a decision. One to a tool that cannot be read is a no."""
+    if approval.kind is ApprovalKind.QUESTION:
+        return Ruling(type="respond", value=value), {"type": "respond", "message": str(value), "value": value}
+    decision = _first_decision(value)
+    match decision.get("type"):
+        case "approve" if "approve" in approval.allowed:
+            return Ruling(type="approve"), decision
+        case "edit" if "edit" in approval.allowed and isinstance(decision.get("edited_action"), Mapping):
+            return Ruling(type="edit", args=dict(decision["edited_action"].get("args") or {})), decision
+        case "respond" if "respond" in approval.allowed:
+            answer = decision.get("value", decision.get("message"))
+            return Ruling(type="respond", value=answer), {"message": str(answer), "value": answer, **decision}
+        case "reject":
+            message = str(decision.get("message") or "A person said no.")
+        case _:
+            shown = repr(value)[:_SHOWN_CHARACTERS]
+            message = f'The answer {shown} is no decision; one looks like {{"decisions": [{{"type": "approve"}}]}}.'
+    return Ruling(type="reject", message=message), {"type": "reject", "message": message}
+
+
+def _first_decision(value: Any) -> dict[str, Any]:
+    decisions: Any = value.get("decisions") if isinstance(value, Mapping) else value
+    if isinstance(decisions, Sequence) and not isinstance(decisions, str) and decisions:
+        decisions = decisions[0]
+    return dict(decisions) if isinstance(decisions, Mapping) else {}
+
+
+def _granted(approval: Approval, ruling: Ruling) -> str | None:
+    if approval.kind is not ApprovalKind.TOOL or approval.tool_name is None or approval.policy_version is None:
+        return None
+    if ruling.type == "edit":
+        return grant_digest(approval.tool_name, ruling.args or {}, approval.policy_version)
+    return approval.args_digest if ruling.type == "approve" else None

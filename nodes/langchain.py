@@ -1,0 +1,163 @@
+"""LangChain's models and tools, unchanged, carried through the doors.
+
+As instrumentations do, the base classes are given a watchful entry once per process. Outside governed nodes nothing
+changes. Inside one a model's request is the gateway's and a tool's call is the executor's: policy, budget, deadline,
+journal and approval hold, and what goes out at the far end is the original.
+
+Carried: chat models by `invoke`, `ainvoke` and batches, and by `stream` and `astream` (in one piece); tools by every
+way. Refused inside a node: text-completion models, and a model's own `stream_events(version="v3")`. Out of reach: raw
+provider SDKs, embeddings, and code in a bare thread, which has no scope.
+"""
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.tools import BaseTool
+
+from holdfast.contracts.errors import NotGoverned
+from holdfast.contracts.scope import scope_here
+from holdfast.nodes.bridge import in_thread, on_loop
+from holdfast.nodes.carried_models import as_chunk, carried_model
+from holdfast.nodes.carried_tools import carried_tool
+from holdfast.nodes.inside import is_asking_model, is_performing, performing
+from holdfast.nodes.session import session_of
+
+_MARK = "__holdfast_original__"
+
+
+def carry_langchain() -> None:
+    """See to it that LangChain's models and tools are carried wherever a scope is. Doing it twice changes nothing."""
+    if hasattr(BaseChatModel._agenerate_with_cache, _MARK):  # noqa: SLF001  # the entry that all ways share
+        return
+    for owner, name, watch in (
+        (BaseChatModel, "_agenerate_with_cache", _ask),
+        (BaseChatModel, "_generate_with_cache", _ask_from_thread),
+        (BaseChatModel, "astream", _astream),
+        (BaseChatModel, "stream", _stream),
+        (BaseChatModel, "_aiter_v2_events", _refused_events),
+        (BaseChatModel, "_iter_v2_events", _refused_events),
+        (BaseLLM, "generate", _refused_completion),
+        (BaseLLM, "agenerate", _refused_completion),
+        (BaseLLM, "stream", _refused_completion),
+        (BaseLLM, "astream", _refused_completion),
+        (BaseTool, "arun", _use),
+        (BaseTool, "run", _use_from_thread),
+    ):
+        original = getattr(owner, name)
+        watched = functools.wraps(original)(watch(original))
+        setattr(watched, _MARK, original)
+        setattr(owner, name, watched)
+
+
+def _carries() -> bool:
+    return scope_here() is not None and not is_asking_model()
+
+
+def _ask(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def ask(
+        self: BaseChatModel, messages: Any, stop: Any = None, run_manager: Any = None, **settings: Any
+    ) -> Any:
+        if not _carries():
+            return await original(self, messages, stop=stop, run_manager=run_manager, **settings)
+
+        async def send(model: BaseChatModel) -> Any:
+            return await original(model, messages, stop=stop, run_manager=run_manager, **settings)
+
+        return await carried_model(self, messages, stop, settings, send)
+
+    return ask
+
+
+def _ask_from_thread(original: Callable[..., Any]) -> Callable[..., Any]:
+    def ask(self: BaseChatModel, messages: Any, stop: Any = None, run_manager: Any = None, **settings: Any) -> Any:
+        if not _carries():
+            return original(self, messages, stop=stop, run_manager=run_manager, **settings)
+
+        async def send(model: BaseChatModel) -> Any:
+            return await in_thread(
+                functools.partial(original, model, messages, stop=stop, run_manager=run_manager, **settings)
+            )
+
+        what = f"{type(self).__name__}.invoke()"
+        return on_loop(session_of(what), lambda: carried_model(self, messages, stop, settings, send), what=what)
+
+    return ask
+
+
+def _astream(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def astream(self: BaseChatModel, *args: Any, **options: Any) -> AsyncIterator[Any]:
+        if _carries():
+            yield as_chunk(await self.ainvoke(*args, **options))
+            return
+        async for chunk in original(self, *args, **options):
+            yield chunk
+
+    return astream
+
+
+def _stream(original: Callable[..., Any]) -> Callable[..., Any]:
+    def stream(self: BaseChatModel, *args: Any, **options: Any) -> Iterator[Any]:
+        if _carries():
+            yield as_chunk(self.invoke(*args, **options))
+            return
+        yield from original(self, *args, **options)
+
+    return stream
+
+
+def _refused_events(original: Callable[..., Any]) -> Callable[..., Any]:
+    return _refused(original, 'stream_events(version="v3") of a model', "use ainvoke or astream")
+
+
+def _refused_completion(original: Callable[..., Any]) -> Callable[..., Any]:
+    return _refused(original, "a text-completion model", "use a chat model, or context.models.call")
+
+
+def _refused(original: Callable[..., Any], what: str, instead: str) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        if _carries():
+            raise NotGoverned(
+                f"{what} cannot be carried through the gateway, so a governed node may not use it; {instead}",
+                action=type(self).__name__,
+                rule="langchain.carried",
+            )
+        return original(self, *args, **options)
+
+    return call
+
+
+def _use(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def use(self: BaseTool, tool_input: Any, *args: Any, **options: Any) -> Any:
+        if scope_here() is None:
+            return await original(self, tool_input, *args, **options)
+        if is_performing(self):
+            with performing(None):
+                return await original(self, tool_input, *args, **options)
+
+        async def act(given: Any) -> Any:
+            return await original(self, given, *args, **options)
+
+        return await carried_tool(self, tool_input, options.get("tool_call_id"), act)
+
+    return use
+
+
+def _use_from_thread(original: Callable[..., Any]) -> Callable[..., Any]:
+    def use(self: BaseTool, tool_input: Any, *args: Any, **options: Any) -> Any:
+        if scope_here() is None:
+            return original(self, tool_input, *args, **options)
+        if is_performing(self):
+            with performing(None):
+                return original(self, tool_input, *args, **options)
+
+        async def act(given: Any) -> Any:
+            return await in_thread(functools.partial(original, self, given, *args, **options))
+
+        what = f"{self.name}.invoke()"
+        carried = functools.partial(carried_tool, self, tool_input, options.get("tool_call_id"), act)
+        return on_loop(session_of(what), carried, what=what)
+
+    return use

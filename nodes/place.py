@@ -1,0 +1,139 @@
+"""Where code stands in LangGraph: its live config, its task, the answers its task has been given.
+
+All that we read of LangGraph's inside is read here. Keys and shapes are those of 1.2.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.types import _interrupt_id as interrupt_id_at
+
+from holdfast.contracts.calls import CallSite
+from holdfast.contracts.ids import ThreadId
+
+NodeKind = Literal["node", "error_handler", "branch"]
+
+_TASK_ID = "__pregel_task_id"
+_SCRATCHPAD = "__pregel_scratchpad"
+_SEND = "__pregel_send"
+_RUNTIME = "__pregel_runtime"
+_CHECKPOINTER = "__pregel_checkpointer"
+_RESUME = "__resume__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A governed place in a graph."""
+
+    graph: str
+    node: str
+    kind: NodeKind
+    leaf: bool = True
+    """False for a node that is a graph itself: its own nodes are counted, it is not."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is a step. A conditional edge belongs to its node's step."""
+        return self.leaf and self.kind != "branch"
+
+
+def live(config: RunnableConfig | None = None) -> dict[str, Any]:
+    """LangGraph's `configurable` of the task that runs here: inside a `@task` another than its node's. `config` is
+    the node's own, for code that runs outside LangGraph's context."""
+    here = (var_child_runnable_config.get() or {}).get("configurable") or {}
+    if _TASK_ID in here or config is None:
+        return here
+    return config.get("configurable") or {}
+
+
+def task_id_of(config: RunnableConfig) -> str:
+    """The id of a node's own task; not `execution_info`'s, which error handlers inherit from the node that failed."""
+    return str(config["configurable"][_TASK_ID])
+
+
+def locator(thread_id: ThreadId, place: Place, config: RunnableConfig) -> Callable[[], CallSite]:
+    """Reads where a call of this node stands, at the time of the call."""
+    node = place.node if place.kind != "branch" else f"{place.node}?"  # a router's calls are not its node's
+    own = task_id_of(config)
+
+    def locate() -> CallSite:
+        here = live(config)
+        task_id = str(here[_TASK_ID])
+        return CallSite(
+            thread_id=thread_id,
+            checkpoint_ns=str(here.get("checkpoint_ns") or ""),
+            task_id=task_id,
+            node=node if task_id == own else _node_name(node),
+            checkpoint_id=here.get("checkpoint_id"),
+        )
+
+    return locate
+
+
+def _node_name(default: str) -> str:
+    metadata = (var_child_runnable_config.get() or {}).get("metadata") or {}
+    return str(metadata.get("langgraph_node") or default)
+
+
+def parent_context(config: RunnableConfig | None) -> Any:
+    """The context object a graph would inherit from the node it is called in; None at the top."""
+    here = ((config or {}).get("configurable") or {}).get(_RUNTIME) or live().get(_RUNTIME)
+    return getattr(here, "context", None)
+
+
+def has_checkpointer(config: RunnableConfig | None) -> bool:
+    """Whether whoever calls the graph brings a checkpointer for it."""
+    return ((config or {}).get("configurable") or {}).get(_CHECKPOINTER) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the task's n-th interrupt was answered with, and that interrupt's id."""
+
+    interrupt_id: str
+    value: Any
+
+
+def answers(config: RunnableConfig) -> list[Answer]:
+    """The answers that a task is resumed with, in the order of its questions."""
+    conf = config["configurable"]
+    pad, ns = conf[_SCRATCHPAD], conf["checkpoint_ns"]
+    values = list(pad.resume)
+    if (scalar := pad.get_null_resume(False)) is not None:
+        values.append(scalar)
+    return [Answer(interrupt_id_at(ns, index), value) for index, value in enumerate(values)]
+
+
+def pass_question(answer: Any) -> None:
+    """Go past the place of an interrupt that has been answered elsewhere, as `interrupt()` would with its answer.
+
+    LangGraph finds answers by the order of questions in a task. A question that is not asked again, because our
+    inbox knows the answer, would hand its place and its answer to the next one.
+    """
+    conf = live()
+    pad = conf[_SCRATCHPAD]
+    index = pad.interrupt_counter()
+    if index == len(pad.resume):
+        scalar = pad.get_null_resume(True)
+        pad.resume.append(answer if scalar is None else scalar)
+    if index < len(pad.resume):
+        conf[_SEND]([(_RESUME, pad.resume[: index + 1])])
+
+
+def drop_writes(config: RunnableConfig) -> None:
+    """Take back what a task has written so far, but for answers it was given: it did not finish."""
+    pending = _writes_behind(config["configurable"][_SEND])
+    answered = [write for write in pending if write[0] == _RESUME]
+    pending.clear()
+    pending.extend(answered)
+
+
+def _writes_behind(send: Any) -> Any:
+    """The task's writes. A timed node's `send` is a closure over the real one."""
+    while not hasattr(send, "__self__"):
+        cells: Sequence[Any] = [cell.cell_contents for cell in send.__closure__ or ()]
+        send = next(content for content in cells if callable(content) and not hasattr(content, "acquire"))
+    return send.__self__
