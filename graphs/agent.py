@@ -12,7 +12,6 @@ from langgraph.graph.state import CompiledStateGraph
 
 from holdfast.contracts.models import Message
 from holdfast.contracts.verdicts import Autonomy
-from holdfast.gateway.toolset import Toolset
 from holdfast.graphs.govern import govern
 from holdfast.graphs.harmless import calculate, count_words
 from holdfast.nodes.assembly import Prompt, assemble
@@ -42,10 +41,9 @@ def build_agent(
 
     How often it may go round is the run's limits to say, not the graph's.
     """
-    names = Toolset.of(tools).names()
     prompt = partial(_prompt, instructions=instructions, prompt_version=prompt_version, max_chars=max_chars)
     builder = StateGraph(Conversation, context_schema=RunContext)
-    builder.add_node("model", model_node(agent=name, prompt=prompt, tools=names, model=model, max_tokens=max_tokens))
+    builder.add_node("model", model_node(agent=name, prompt=prompt, model=model, max_tokens=max_tokens))
     builder.add_node(TOOLS, call_tool)
     builder.add_edge(START, "model")
     builder.add_conditional_edges("model", send_tool_calls, [TOOLS, END])
@@ -62,5 +60,5 @@ graph = build_agent(
     tools=[calculate, count_words],
     instructions="You answer questions. Use the tools for sums and for counting words; do neither in your head.",
     prompt_version="agent-1",
-    default_model="scripted:holdfast.graphs.harmless:answer_agent",
+    default_model="scripted:holdfast.graphs.scripts:agent",
 )

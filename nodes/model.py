@@ -1,15 +1,17 @@
 """A ready node: one model call on a conversation."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from langchain_core.messages import AIMessage, AnyMessage, convert_to_openai_messages
+from langchain_core.messages import AIMessage, AnyMessage
 from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from holdfast.contracts.models import Message, ModelResponse
 from holdfast.nodes.assembly import Prompt
-from holdfast.nodes.context import current
+from holdfast.nodes.context import RunContext, current
+from holdfast.nodes.doors import chat_messages
 
 
 class Conversation(TypedDict):
@@ -19,26 +21,21 @@ class Conversation(TypedDict):
 
 
 def model_node(
-    *,
-    agent: str,
-    prompt: Callable[[list[Message]], Prompt],
-    tools: Sequence[str] = (),
-    model: str | None = None,
-    max_tokens: int = 1024,
-) -> Callable[[Conversation], Awaitable[dict[str, Any]]]:
-    """A node that shows a model the conversation and adds its answer.
+    *, agent: str, prompt: Callable[[list[Message]], Prompt], model: str | None = None, max_tokens: int = 1024
+) -> Callable[[Conversation, Runtime[RunContext]], Awaitable[dict[str, Any]]]:
+    """A node that shows a model the conversation and the graph's tools, and adds its answer.
 
-    `prompt` assembles the context from the conversation so far; `tools` are names of the graph's own tools that the
-    model may ask for. Which of them are then called is the next node's affair.
+    `prompt` assembles the context from the conversation so far. `model` is a route or `provider:model`; None takes
+    the context's. Which of the tools are then called is the next node's affair.
     """
 
-    async def call_model(state: Conversation) -> dict[str, Any]:
-        assembled = prompt(as_messages(state["messages"]))
+    async def call_model(state: Conversation, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        assembled = prompt(chat_messages(state["messages"]))
         reply = await current().models.call(
             assembled.messages,
             agent=agent,
-            model=model,
-            tools=tools,
+            model=model or route_of(runtime),
+            tools=current().tools.schemas(),
             max_tokens=max_tokens,
             prompt_version=assembled.prompt_version,
         )
@@ -47,10 +44,9 @@ def model_node(
     return call_model
 
 
-def as_messages(messages: Sequence[AnyMessage]) -> list[Message]:
-    """LangChain's messages in the form that a model request has."""
-    converted = convert_to_openai_messages(list(messages))
-    return converted if isinstance(converted, list) else [converted]
+def route_of(runtime: Runtime[RunContext]) -> str:
+    """The model that the context names. Below a foreign graph the context is that graph's own, and names none."""
+    return runtime.context.model if isinstance(runtime.context, RunContext) else "default"
 
 
 def as_ai_message(reply: ModelResponse) -> AIMessage:

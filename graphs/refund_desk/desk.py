@@ -5,6 +5,7 @@ draft is checked against what they found before money moves: a model advises, th
 asked before a refund is policy's affair (`policy.cedar`); the graph only calls the tool.
 """
 
+from importlib.resources import files
 from typing import Any, Literal, TypeVar
 
 from langgraph.graph import END, START, StateGraph
@@ -59,10 +60,10 @@ async def investigate(state: DeskState, runtime: Desk) -> DeskState:
         prompt = prompts.fraud_signals(claim, email, order, customer)
         return await _ask("fraud_signals", prompt, FraudFinding, runtime)
 
-    specialists: list[Specialist[Any]] = [
-        Specialist("order_history", order_history, budget_share=0.25, deadline_seconds=60),
-        Specialist("refund_policy", refund_policy, budget_share=0.25, deadline_seconds=60),
-        Specialist("fraud_signals", fraud_signals, budget_share=0.25, deadline_seconds=60),
+    specialists: list[Specialist[Form]] = [
+        Specialist("order_history", order_history, budget_share=0.3, deadline_seconds=60),
+        Specialist("refund_policy", refund_policy, budget_share=0.3, deadline_seconds=60),
+        Specialist("fraud_signals", fraud_signals, budget_share=0.3, deadline_seconds=60),
     ]
     outcomes = await runtime.context.fan_out(specialists, limit=3)
     return {"findings": {outcome.name: outcome.value.model_dump() for outcome in outcomes}}
@@ -110,10 +111,11 @@ async def _ask(agent: str, prompt: Prompt, form: type[FormT], runtime: Desk) -> 
         prompt.messages,
         agent=agent,
         model=runtime.context.model,
-        response_schema=form.model_json_schema(),
+        response_schema=form,
         prompt_version=prompt.prompt_version,
     )
-    return form.model_validate(reply.parsed)
+    answer: FormT = reply.parsed
+    return answer
 
 
 async def _order(claim: Claim, runtime: Desk) -> Any:
@@ -136,13 +138,22 @@ def _refundable(findings: dict[str, Any]) -> bool:
 
 
 def _refund(result: ToolResult, *, order_id: str) -> Refund:
-    nothing = Refund(status="failed", refund_id=None, order_id=order_id, amount_usd="0.00", note=result.text)
+    status, paid = _became(result), result.output or {} if result.status == "ok" else {}
+    return Refund(
+        status=status,
+        refund_id=paid.get("refund_id"),
+        order_id=order_id,
+        amount_usd=paid.get("amount_usd", "0.00"),
+        note=None if status == "paid" else result.text,
+    )
+
+
+def _became(result: ToolResult) -> Literal["paid", "declined", "answered", "failed"]:
     if result.status == "ok":
-        paid = result.output or {}
-        return {**nothing, "status": "paid", "note": None, "refund_id": paid["refund_id"], "amount_usd": paid["amount_usd"]}
-    if result.status == "rejected" and result.output is not None:
-        return {**nothing, "status": "answered"}
-    return {**nothing, "status": "declined", "note": result.error_message} if result.status == "rejected" else nothing
+        return "paid"
+    if result.status == "error":
+        return "failed"
+    return "declined" if result.output is None else "answered"
 
 
 def _build() -> StateGraph[DeskState, RunContext, DeskInput, DeskOutput]:
@@ -158,9 +169,12 @@ def _build() -> StateGraph[DeskState, RunContext, DeskInput, DeskOutput]:
     return builder
 
 
+POLICY = (files(__package__) / "policy.cedar").read_text(encoding="utf-8")
+
 graph = govern(
     _build().compile(),
     name="refund_desk",
     tools=TOOLS,
+    policies=[POLICY],
     default_model="scripted:holdfast.graphs.refund_desk.script:answer",
 )

@@ -1,4 +1,4 @@
-"""The words of the refund desk's agents, and how each one's context is assembled. A change of words is a new version."""
+"""The words of the refund desk's agents, and how each one's context is assembled. Changed words are a new version."""
 
 from typing import Any
 

@@ -25,16 +25,34 @@ from holdfast.graphs.refund_desk.state import (
 )
 
 Sources = dict[str, Any]
-_FENCED = re.compile(r"^<<<(?P<name>\w+) (?P<mark>\w+)\n(?P<text>.*?)\n(?P=mark) (?P=name)>>>$", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"^<<<(\w+) (\w+)\n(.*?)\n\2 \1>>>$", re.DOTALL | re.MULTILINE)
 _ORDER = re.compile(r"\b[A-Z]{1,3}-\d{3,6}\b")
-_AMOUNT = re.compile(r"(?:\$\s?|USD\s?)(\d[\d,]*(?:\.\d{1,2})?)|(\d[\d,]*(?:\.\d{1,2})?)\s?(?:USD\b|US dollars|dollars|\$)")
+_NUMBER = r"(\d[\d,]*(?:\.\d{1,2})?)"
+_AMOUNT = re.compile(rf"(?:\$\s?|USD\s?){_NUMBER}|{_NUMBER}\s?(?:USD\b|US dollars|dollars|\$)")
 _ORDERS_GIVEN = re.compile(
     r"ignore (?:all|any|your|the|earlier|previous)|skip the .{0,30}check|system (?:note|prompt|message)", re.IGNORECASE
 )
 _REASONS: dict[str, tuple[str, ...]] = {
-    "not_received": ("never arrived", "not arrived", "never received", "not received", "didn't arrive", "did not arrive"),
+    "not_received": (
+        "never arrived",
+        "not arrived",
+        "never received",
+        "not received",
+        "didn't arrive",
+        "did not arrive",
+    ),
     "wrong_item": ("wrong item", "wrong size", "wrong colour", "wrong color", "not what i ordered"),
-    "damaged": ("broken", "damaged", "leak", "defect", "faulty", "crushed", "does not work", "doesn't work", "scratched"),
+    "damaged": (
+        "broken",
+        "damaged",
+        "leak",
+        "defect",
+        "faulty",
+        "crushed",
+        "does not work",
+        "doesn't work",
+        "scratched",
+    ),
     "changed_mind": ("changed my mind", "don't need", "do not need", "don't like", "do not like", "no longer want"),
 }
 
@@ -49,7 +67,7 @@ def answer(request: ModelRequest) -> str:
 
 def _sources(request: ModelRequest) -> Sources:
     text = "\n".join(str(message["content"]) for message in request.messages if message["role"] == "user")
-    return {found["name"]: _read(found["text"]) for found in _FENCED.finditer(text)}
+    return {name: _read(content) for name, _, content in _FENCED.findall(text)}
 
 
 def _read(text: str) -> Any:
@@ -204,9 +222,7 @@ def _signals(sources: Sources) -> list[str]:
         f"{customer.get('refunds_last_90_days')} refunds in 90 days": customer.get("refunds_last_90_days", 0) >= 3,
         f"{customer.get('chargebacks')} chargebacks": customer.get("chargebacks", 0) > 0,
         "address changed after the order": customer.get("address_changed_after_order", False),
-        "signed for, but said not to have arrived": bool(
-            order.get("signed_for") and claim["reason"] == "not_received"
-        ),
+        "signed for, but said not to have arrived": bool(order.get("signed_for") and claim["reason"] == "not_received"),
         "the e-mail gives orders to our systems": bool(_ORDERS_GIVEN.search(str(sources["email"]))),
     }
     return [signal for signal, seen in checks.items() if seen]

@@ -99,7 +99,7 @@ _ledger: RefundLedger | None = None
 
 def configure(path: Path) -> RefundLedger:
     """Keep this process's refunds in `path` from now on."""
-    global _ledger  # noqa: PLW0603  # the one ledger that the tool of a module-level graph can reach
+    global _ledger  # the one ledger that the tool of a module-level graph can reach
     _ledger = RefundLedger(path)
     return _ledger
 
