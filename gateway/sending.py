@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from math import isinf
 
 from holdfast.contracts.classification import translated
 from holdfast.contracts.deadline import Deadline
@@ -102,7 +103,8 @@ class Sender:
         """A place among the calls under way at the provider; waiting for one ends with the deadline."""
         lane = self._lanes[sending.provider.provider]
         try:
-            async with asyncio.timeout(sending.deadline.require(WHAT)):
+            left = sending.deadline.require(WHAT)
+            async with asyncio.timeout(None if isinf(left) else left):
                 await lane.acquire()
         except TimeoutError:
             raise DeadlineExceeded(
@@ -116,7 +118,6 @@ class Sender:
             lane.release()
 
     async def _in_time(self, sending: Sending) -> ProviderReply:
-        remaining = sending.deadline.remaining_seconds()
         seconds = timeout_seconds(sending.deadline, self._terms.timeout_seconds, what=WHAT)
         try:
             async with asyncio.timeout(seconds) as timer:
@@ -124,7 +125,7 @@ class Sender:
         except TimeoutError as error:
             if not timer.expired():
                 raise _of_provider(error, sending.provider) from error
-            raise _late(sending.provider, seconds, by_deadline=seconds >= remaining) from error
+            raise _late(sending.provider, seconds, by_deadline=seconds < self._terms.timeout_seconds) from error
         except Exception as error:
             raise _of_provider(error, sending.provider) from error
 

@@ -1,14 +1,14 @@
 """Scripted models for tests: answers given in advance, and a count of what was really sent."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from holdfast.contracts.errors import ConfigurationError
 from holdfast.contracts.models import ModelRequest
 from holdfast.gateway.scripted import Scripted
 
-Answer = Scripted | Exception | Callable[[ModelRequest], Scripted]
+Answer = Scripted | Exception | Callable[[ModelRequest], Scripted | Awaitable[Scripted]]
 """What a send is answered with: said as it is, raised, or asked for."""
 
 
@@ -27,7 +27,7 @@ class Script:
         """How often the model was asked. What the journal answers does not get here."""
         return len(self.requests)
 
-    def __call__(self, request: ModelRequest) -> Scripted:
+    def __call__(self, request: ModelRequest) -> Scripted | Awaitable[Scripted]:
         self.requests.append(request)
         answer = self._choose(request, self.sends - 1)
         if isinstance(answer, Exception):
