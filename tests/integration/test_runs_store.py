@@ -1,6 +1,7 @@
 """Runs in Postgres, under real concurrency."""
 
 import asyncio
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import pytest
@@ -40,6 +41,21 @@ async def test_run_without_deadline_has_no_remaining_time_also_while_parked(hous
     claim = await house.claim_one()
     await house.runs.rest(claim.owner, next_action="decide", event=event(EventKind.RUN_INTERRUPTED))
     assert (await house.runs.get(TenantId("acme"), request.run_id)).remaining_seconds is None
+
+
+async def test_whoever_listens_is_woken_when_a_run_is_admitted_parked_decided_or_ended(house: House) -> None:
+    async with asyncio.timeout(20), aclosing(house.database.listen()) as notices:
+        await anext(notices)
+        await house.runs.admit(house.request())
+        await anext(notices)
+        claim = await house.claim_one()
+        approval = await house.ask(claim)
+        await house.runs.rest(claim.owner, next_action="decide", event=event(EventKind.RUN_INTERRUPTED))
+        await anext(notices)
+        await house.decide(approval)
+        await anext(notices)
+        await house.end(await house.claim_one())
+        await anext(notices)
 
 
 async def test_same_request_admitted_at_once_from_many_sides_is_one_run(house: House) -> None:
