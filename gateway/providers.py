@@ -2,13 +2,14 @@
 
 import asyncio
 import functools
+import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from langchain.chat_models import init_chat_model
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, convert_to_messages
 from langchain_core.runnables import Runnable
 
 from holdfast.contracts.errors import ConfigurationError, NotFound
@@ -88,15 +89,16 @@ class LangChainProvider:
     async def send(self, request: ModelRequest, *, timeout_seconds: float) -> ProviderReply:
         chat_model = await self._model(request.temperature, request.max_tokens)
         messages = convert_to_messages(request.messages)
-        if request.response_schema is None:
-            return reply_of(await self._asked(_with_tools(chat_model, request), messages))
         if request.tools:
-            return reply_of(await self._asked(self._with_both(chat_model, request), messages))
+            tooled = chat_model.bind_tools(request.tools, tool_choice=request.tool_choice)
+            return reply_of(await self._asked(tooled, _told_of(request.response_schema, messages)))
+        if request.response_schema is None:
+            return reply_of(await self._asked(chat_model, messages))
         structured = chat_model.with_structured_output(_titled(request.response_schema), include_raw=True)
         answer = await self._asked(structured, messages)
         return answered_by_tool(reply_of(answer["raw"]))
 
-    async def _asked(self, runnable: Runnable[LanguageModelInput, Any], messages: Any) -> Any:
+    async def _asked(self, runnable: Runnable[LanguageModelInput, Any], messages: list[BaseMessage]) -> Any:
         # No callbacks: the gateway's own records and spans tell of the call, once.
         return await runnable.ainvoke(messages, config={"callbacks": []})
 
@@ -113,14 +115,6 @@ class LangChainProvider:
         if len(self._models) > _MOST_BUILT:
             self._models.popitem(last=False)
         return chat_model
-
-    def _with_both(self, chat_model: BaseChatModel, request: ModelRequest) -> Runnable[LanguageModelInput, AIMessage]:
-        """Tools and a schema: the schema is the provider's to keep where it can, and the gateway's check anyway."""
-        if not self._profile.get("structured_output"):
-            return _with_tools(chat_model, request)
-        schema = _titled(request.response_schema or {})
-        described = {"name": schema["title"], "schema": schema}
-        return _with_tools(chat_model, request, response_format={"type": "json_schema", "json_schema": described})
 
 
 class CarriedProvider:
@@ -156,12 +150,17 @@ def _built(provider: str, model: str, **settings: Any) -> BaseChatModel:
     return chat_model
 
 
-def _with_tools(
-    chat_model: BaseChatModel, request: ModelRequest, **settings: Any
-) -> Runnable[LanguageModelInput, AIMessage]:
-    if not request.tools:
-        return chat_model
-    return chat_model.bind_tools(request.tools, tool_choice=request.tool_choice, **settings)
+def _told_of(schema: dict[str, Any] | None, messages: list[BaseMessage]) -> list[BaseMessage]:
+    """The messages with the schema in words, after the leading system messages. Beside tools it is said this way:
+    providers' own ways to enforce it want every tool's schema to be strict too."""
+    if schema is None:
+        return messages
+    leading = next((at for at, message in enumerate(messages) if message.type != "system"), len(messages))
+    rule = SystemMessage(
+        "When you answer instead of calling a tool, answer with JSON alone that fits this JSON Schema: "
+        + json.dumps(schema)
+    )
+    return [*messages[:leading], rule, *messages[leading:]]
 
 
 def _titled(schema: dict[str, Any]) -> dict[str, Any]:
