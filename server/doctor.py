@@ -83,9 +83,8 @@ def _packages() -> Check:
     amiss = [complaint for each in core for complaint in _unfit(each)]
     if amiss:
         return Check("packages", "fail", f"{'; '.join(amiss)}; run pip install -U holdfast")
-    return Check(
-        "packages", "ok", f"Python {platform.python_version()}, {_version('holdfast')}, {_version('langgraph')}"
-    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("holdfast", "langgraph"))
+    return Check("packages", "ok", f"Python {platform.python_version()}, {versions}")
 
 
 def _unfit(wanted: Requirement) -> Iterator[str]:
