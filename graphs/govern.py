@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import run_in_executor
 from langgraph._internal._runnable import RunnableCallable
@@ -41,6 +41,7 @@ def govern(
     name: str | None = None,
     version: str | None = None,
     tools: Sequence[Any] = (),
+    policies: Sequence[str] = (),
     default_model: str | None = None,
     autonomy: Autonomy | None = None,
 ) -> G:
@@ -49,7 +50,8 @@ def govern(
     Every node, subgraph, conditional edge and error handler asks the middleware first; retry policies try again only
     what may be. Doing it twice changes nothing but the terms. `name` and `version` are what runs are pinned to; left
     out, they are the graph's own name and a digest of its topology and its nodes' code. `tools` are LangChain tools
-    and plain functions that the graph may call by name. LangChain models and tools of the graph's own are carried
+    and plain functions that the graph may call by name; `policies` are texts of Cedar rules that hold for it beside the
+    configuration's. LangChain models and tools of the graph's own are carried
     through the doors as they are. Raises `InvalidRequest` for what is not a compiled graph.
     """
     if isinstance(graph, StateGraph):
@@ -67,6 +69,7 @@ def govern(
         name=name or graph.name,
         version=pinned,
         toolset=_toolset(graph, tools),
+        policies=tuple(policies),
         default_model=default_model,
         autonomy=autonomy,
     )
@@ -199,7 +202,7 @@ class GovernedNode(RunnableCallable):
 
 def _is_synchronous(inner: Runnable[Any, Any]) -> bool:
     """Whether this is a plain `def` node, which LangGraph would put into the loop's own small pool of threads."""
-    if not isinstance(inner, RunnableCallable) or isinstance(inner, RunnableLambda):
+    if not isinstance(inner, RunnableCallable):
         return False
     return inner.afunc is None or (isinstance(inner.afunc, partial) and inner.afunc.func is run_in_executor)
 

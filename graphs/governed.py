@@ -32,6 +32,8 @@ class Governance:
     name: str
     version: str
     toolset: Toolset = field(repr=False)
+    policies: tuple[str, ...] = ()
+    """Cedar policies of the graph's own, beside the configuration's."""
     default_model: str | None = None
     """The model that the route `default` means when the configuration names none."""
     autonomy: Autonomy | None = None
@@ -43,7 +45,7 @@ class GovernedGraph(Pregel[Any, Any, Any, Any]):
 
     governance: ClassVar[Governance]
 
-    async def astream(  # type: ignore[override]  # LangGraph's overloads; everything is passed on as it came
+    async def astream(  # LangGraph's overloads in one; everything is passed on as it came
         self,
         input: Any,  # noqa: A002  # LangGraph's word
         config: RunnableConfig | None = None,
@@ -55,7 +57,7 @@ class GovernedGraph(Pregel[Any, Any, Any, Any]):
         there is neither a run nor a host to open one."""
         if context is None:
             context = self._default_context(config)
-        stream = super().astream(input, config, context=context, **options)
+        stream: Any = super().astream(input, config, context=context, **options)  # an async generator
         if session_here() is None:
             request = AttachedRequest(graph=self, input=input, config=self._merged(config), context=context)
             stream = _attached(self, _host(self.governance.name), request, stream)
@@ -63,7 +65,7 @@ class GovernedGraph(Pregel[Any, Any, Any, Any]):
             async for chunk in chunks:
                 yield chunk
 
-    def stream(  # type: ignore[override]  # as above
+    def stream(
         self,
         input: Any,  # noqa: A002
         config: RunnableConfig | None = None,
@@ -91,7 +93,7 @@ class GovernedGraph(Pregel[Any, Any, Any, Any]):
 
     def _merged(self, config: RunnableConfig | None) -> RunnableConfig:
         own, given = (self.config or {}).get("configurable") or {}, (config or {}).get("configurable") or {}
-        return {**(self.config or {}), **(config or {}), "configurable": {**own, **given}}  # type: ignore[typeddict-item]
+        return {**(self.config or {}), **(config or {}), "configurable": {**own, **given}}
 
 
 def _host(name: str) -> AttachedHost:
@@ -107,7 +109,7 @@ def _host(name: str) -> AttachedHost:
 
 
 async def _attached(
-    graph: GovernedGraph, host: AttachedHost, request: AttachedRequest, stream: AsyncIterator[Any]
+    graph: GovernedGraph, host: AttachedHost, request: AttachedRequest, stream: Any
 ) -> AsyncIterator[Any]:
     """The graph's stream as an attached run. The session is entered step by step: a context variable that is set
     across a `yield` would leak into whoever iterates."""
@@ -133,7 +135,7 @@ async def _attached(
         raise
     finally:
         with entered_session(session):
-            await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+            await stream.aclose()
         await host.close(session, outcome)
 
 

@@ -127,7 +127,7 @@ def _packed(answer: Any) -> Any:
 
 def _is_json(value: Any) -> bool:
     try:
-        return plain(value) == value
+        return bool(plain(value) == value)
     except InvalidRequest:
         return False
 
