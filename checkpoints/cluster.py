@@ -135,7 +135,7 @@ class Cluster:
     def _start(self) -> None:
         self._log.touch(mode=0o600)
         self._give(self._log)
-        self._drop_misleading_pid()
+        self._drop_misleading_locks()
         for _ in range(int(_START_SECONDS / _POLL_SECONDS)):
             began = self._log.stat().st_size
             start = ["start", "-D", "data", "-l", "server.log", "-w", "-t", str(_START_SECONDS)]
@@ -182,13 +182,15 @@ class Cluster:
         pid = self._postmaster()
         return pid is not None and _is_live_postgres(pid)
 
-    def _drop_misleading_pid(self) -> None:
-        # Postgres itself sees through the file of a dead process, but takes a zombie, or a stranger that was given
-        # the same number (after a container's restart), for the old server. That its children may still be there it
-        # finds out by their shared memory, with or without this file.
+    def _drop_misleading_locks(self) -> None:
+        # Postgres itself sees through the lock files of a dead process, but takes a zombie, or a stranger that was
+        # given the same number (after a container's restart), for the old server. That the old one's children may
+        # still be there it finds out by their shared memory, with or without these files.
         pid = self._postmaster()
         if pid is not None and _exists(pid):
             (self._data / "postmaster.pid").unlink()
+        for left in self._socket_folder.iterdir():
+            left.unlink()
 
     def _command(self, name: str, args: Sequence[str]) -> "_Ended":
         borrowed = self._account if self._account.borrowed else None

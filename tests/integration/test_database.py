@@ -163,12 +163,13 @@ def stopped() -> Iterator[list[int]]:
         os.kill(pid, signal.SIGCONT)
 
 
-async def ask_the_deaf(database: Database, stopped: list[int]) -> None:
+async def ask_the_deaf(database: Database, stopped: list[int], deaf: asyncio.Event) -> None:
     async with database.tenant("acme") as conn:
         row = await (await conn.execute("select pg_backend_pid() as pid")).fetchone()
         assert row
         os.kill(row["pid"], signal.SIGSTOP)
         stopped.append(row["pid"])
+        deaf.set()
         await conn.execute("select 1")
 
 
@@ -177,15 +178,15 @@ async def test_deaf_server_does_not_hold_a_transaction_for_ever(
 ) -> None:
     async with Database(database_urls.app, terms=IMPATIENT) as database:
         with pytest.raises(StoreUnavailable):
-            await ask_the_deaf(database, stopped)
+            await ask_the_deaf(database, stopped, asyncio.Event())
         assert await names_seen(database, "acme") == []
 
 
 async def test_cancelled_caller_is_not_held_by_a_deaf_server(database_urls: DatabaseUrls, stopped: list[int]) -> None:
     async with Database(database_urls.app, terms=IMPATIENT) as database:
-        asking = asyncio.create_task(ask_the_deaf(database, stopped))
-        while not stopped:
-            await asyncio.sleep(0)
+        deaf = asyncio.Event()
+        asking = asyncio.create_task(ask_the_deaf(database, stopped, deaf))
+        await deaf.wait()
         asking.cancel()
         done, _ = await asyncio.wait([asking], timeout=10)
         assert done
