@@ -5,14 +5,14 @@ from itertools import count
 
 import pytest
 from scenes import Scene
-from stores import PostgresPorts, memory_store
+from stores import memory_store, postgres_store
 
 _numbers = count(1)
 
 
 @pytest.fixture(params=["memory", "postgres"])
 def store(request):
-    return memory_store() if request.param == "memory" else PostgresPorts(request.getfixturevalue("database"))
+    return memory_store() if request.param == "memory" else postgres_store(request.getfixturevalue("database"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from scenes import FAILED, INTENDED, LOST, RETRIED, RETURNED, Scene, event, intent, outcome
-from stores import PostgresPorts, memory_store
+from stores import memory_store, postgres_store
 
 from holdfast.checkpoints.database import Database
 from holdfast.contracts.calls import CallIntent, Fresh, OutcomeStatus, Recorded
@@ -237,7 +237,7 @@ def test_the_ledger_in_postgres_adds_up(make_database_url):
         async def __aenter__(self):
             self.database = Database(make_database_url())
             await self.database.open()
-            return PostgresPorts(self.database)
+            return postgres_store(self.database)
 
         async def __aexit__(self, *exc):
             await self.database.close()
