@@ -119,10 +119,15 @@ def _nodes(graph: Compiled) -> Iterator[tuple[int, str, PregelNode]]:
 
 def _code_of(bound: Runnable[Any, Any]) -> str:
     body: Any = bound.inner if isinstance(bound, GovernedNode) else bound
+    if _is_graph(body):
+        return "graph"
     body = getattr(body, "func", None) or getattr(body, "afunc", None) or body
     code = getattr(body, "__code__", None)
     named = f"{getattr(body, '__module__', '')}.{getattr(body, '__qualname__', type(body).__qualname__)}"
-    return named if code is None else f"{named}:{digest(code.co_code.hex())}"
+    if code is None:
+        return named
+    constants = [repr(value) for value in code.co_consts if isinstance(value, str | int | float | None)]
+    return f"{named}:{digest([code.co_code.hex(), list(code.co_names), constants])}"
 
 
 def _escaped(graph: Compiled) -> Iterator[str]:

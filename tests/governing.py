@@ -167,9 +167,7 @@ class Attempt:
         self.error = None
         try:
             with entered_session(self.session):
-                output = await self.bound.ainvoke(
-                    value, self.config, context=context, durability="sync", version="v2"
-                )
+                output = await self.bound.ainvoke(value, self.config, context=context, durability="sync", version="v2")
         except Exception as error:  # noqa: BLE001  # kept for the test to look at
             self.error = error
             return
@@ -210,9 +208,7 @@ class Attempt:
         return following
 
     async def inbox(self, *, pending_only: bool = True) -> list[Approval]:
-        return list(
-            await self.desk.store.approvals.find(ACME, run_id=self.run.run_id, pending_only=pending_only)
-        )
+        return list(await self.desk.store.approvals.find(ACME, run_id=self.run.run_id, pending_only=pending_only))
 
     async def events(self, *kinds: EventKind) -> list[Any]:
         found = await self.desk.store.events.read(ACME, self.run.run_id)
