@@ -19,6 +19,7 @@ from holdfast.contracts.errors import (
     LeaseLost,
     NotGoverned,
     PolicyDenied,
+    TransientDependency,
 )
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import CallId
@@ -162,7 +163,7 @@ class ModelGateway:
                 case Recorded(record):
                     return await self._replayed(call, record, span)
                 case Unknown(record):
-                    await self._resent(call, record.call_id, EventKind.CALL_RECONCILED, how="sent again")
+                    await self._reconciled(call, record)
                 case Fresh(record):
                     pass
             return await self._performed(call, record.call_id, span)
@@ -185,6 +186,16 @@ class ModelGateway:
         event = call.event(kind, call_id=call_id, **facts)
         await self._journal.resend(call.scope.owner, call_id, reservation=call.reservation, event=event)
 
+    async def _reconciled(self, call: ModelCall, record: CallRecord) -> None:
+        """A model call whose answer was lost is asked again, if there is budget for both; if not, it has failed."""
+        try:
+            await self._resent(call, record.call_id, EventKind.CALL_RECONCILED, how="sent again")
+        except BudgetExceeded as error:
+            lost = TransientDependency(f"the answer of {call.name} was lost, and there is no budget to ask again")
+            await self._failed(call, failed(record.call_id, lost, record.reservation, latency_ms=0))
+            await self._events.append(call.scope.owner, [call.event(EventKind.BUDGET_REFUSED, **error.facts)])
+            raise
+
     async def _replayed(self, call: ModelCall, record: CallRecord, span: Span) -> ModelResponse:
         event = call.event(EventKind.MODEL_REPLAYED, call_id=record.call_id, status=record.status)
         await self._events.append(call.scope.owner, [event])
@@ -204,7 +215,7 @@ class ModelGateway:
             raise  # another worker's call now: it finds the intent, and what became of it is for it to say
         except HoldfastError as error:
             usage = call.reservation if may_be_paid(error) else Usage(model_calls=1)
-            await self._failed(call, failed(call_id, error, usage, latency_ms=self._since(started)))
+            await self._failed(call, failed(call_id, _as_outcome(error), usage, latency_ms=self._since(started)))
             raise
         except asyncio.CancelledError:
             await self._left_unknown(call, call_id, self._since(started))
@@ -215,7 +226,7 @@ class ModelGateway:
         async def retrying(error: HoldfastError, pause: float) -> None:
             facts = {"error_type": error.error_type, "pause_ms": round(pause * 1000)}
             if may_be_paid(error):
-                await self._resent(call, call_id, EventKind.MODEL_RETRIED, **facts)
+                await self._resent_or(error, call, call_id, **facts)
             else:
                 event = call.event(EventKind.MODEL_RETRIED, call_id=call_id, **facts)
                 await self._events.append(call.scope.owner, [event])
@@ -223,6 +234,14 @@ class ModelGateway:
         sending = Sending(request=call.request, provider=call.provider, scope=call.scope, deadline=call.deadline)
         reply = await self._sender.answer(sending, retrying=retrying)
         return call.response(call_id, reply, self._prices)
+
+    async def _resent_or(self, error: HoldfastError, call: ModelCall, call_id: CallId, **facts: object) -> None:
+        """Count the failed send as spent before the next; where the budget has no room for that, `error` is the end."""
+        try:
+            await self._resent(call, call_id, EventKind.MODEL_RETRIED, **facts)
+        except BudgetExceeded as refused:
+            await self._events.append(call.scope.owner, [call.event(EventKind.BUDGET_REFUSED, **refused.facts)])
+            raise error from refused
 
     async def _returned(
         self, call: ModelCall, call_id: CallId, response: ModelResponse, latency_ms: int, span: Span
@@ -315,6 +334,11 @@ def _denial(name: str, verdict: Verdict) -> PolicyDenied:
             "for; permit or forbid it, and ask for the tools that act on its answer"
         )
     return PolicyDenied(why, rule=verdict.rule, action="call_model", resource=name)
+
+
+def _as_outcome(error: HoldfastError) -> HoldfastError:
+    """The error as it is recorded. That a node had ended says nothing of the call: run again, it asks again."""
+    return TransientDependency(error.message) if isinstance(error, NotGoverned) else error
 
 
 def _unfit(name: str, response: ModelResponse, complaint: Complaint) -> InvalidModelOutput:

@@ -12,8 +12,8 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, convert_to_messages
 from langchain_core.runnables import Runnable
 
-from holdfast.contracts.errors import ConfigurationError, NotFound
-from holdfast.contracts.models import ModelProvider, ModelRequest, ProviderReply
+from holdfast.contracts.errors import ConfigurationError, InvalidRequest, NotFound
+from holdfast.contracts.models import Message, ModelProvider, ModelRequest, ProviderReply
 from holdfast.contracts.scope import Scope
 from holdfast.gateway.langchain_message import answered_by_tool, reply_of
 from holdfast.gateway.prices import SCRIPTED
@@ -88,7 +88,7 @@ class LangChainProvider:
 
     async def send(self, request: ModelRequest, *, timeout_seconds: float) -> ProviderReply:
         chat_model = await self._model(request.temperature, request.max_tokens)
-        messages = convert_to_messages(request.messages)
+        messages = _converted(request.messages)
         if request.tools:
             tooled = chat_model.bind_tools(request.tools, tool_choice=request.tool_choice)
             return reply_of(await self._asked(tooled, _told_of(request.response_schema, messages)))
@@ -148,6 +148,14 @@ def _built(provider: str, model: str, **settings: Any) -> BaseChatModel:
         reason = str(error).strip().splitlines()[0]
         raise ConfigurationError(f"{provider}:{model} cannot be opened: {reason}") from error
     return chat_model
+
+
+def _converted(messages: list[Message]) -> list[BaseMessage]:
+    try:
+        return convert_to_messages(messages)
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidRequest(f"the messages are not in the form of OpenAI's chat messages: {reason}") from error
 
 
 def _told_of(schema: dict[str, Any] | None, messages: list[BaseMessage]) -> list[BaseMessage]:

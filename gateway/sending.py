@@ -134,6 +134,8 @@ def may_be_paid(error: HoldfastError) -> bool:
     """Whether a call that ended in `error` may have to be paid for: it was sent, and no refusal came back."""
     if isinstance(error, TimedOut):
         return "exception" in error.facts or "sent" in error.facts
+    if error.error_type in {ErrorType.RATE_LIMITED, ErrorType.AUTH_ERROR}:
+        return False
     return "exception" in error.facts and "status" not in error.facts
 
 

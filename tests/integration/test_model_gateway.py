@@ -169,6 +169,22 @@ def raising(*errors: BaseException, then: ProviderReply | None = None) -> Callab
     return answer
 
 
+async def cancelled_while_sent(there: Door) -> None:
+    """Make the request, and cancel it after it was sent and before it is answered."""
+    started = asyncio.Event()
+
+    async def stuck(request: ModelRequest) -> ProviderReply:
+        started.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    call = asyncio.create_task(there.gateway.call(there.request(), scope=there.scope, provider=Fake(stuck)))
+    await started.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
 GOOD = ProviderReply(content="12 dollars", input_tokens=20, output_tokens=4)
 
 
@@ -311,18 +327,7 @@ async def test_a_recorded_refusal_of_the_provider_is_raised_again_and_nothing_is
 
 async def test_a_call_whose_answer_was_lost_is_sent_again_and_the_lost_one_counts_as_spent():
     there = await door()
-    started = asyncio.Event()
-
-    async def stuck(request: ModelRequest) -> ProviderReply:
-        started.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    lost = asyncio.create_task(there.gateway.call(there.request(), scope=there.scope, provider=Fake(stuck)))
-    await started.wait()
-    lost.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await lost
+    await cancelled_while_sent(there)
     [record] = await there.calls()
     assert record.status == "unknown"
 
@@ -495,6 +500,59 @@ async def test_a_connection_lost_after_the_send_counts_as_paid_before_it_is_trie
     [record] = await there.calls()
     assert record.sends == 2
     assert (await there.budget()).spent.tokens_used == record.reservation.tokens_used + 24
+
+
+async def test_a_lost_connection_is_not_tried_again_when_the_budget_has_no_room_for_both():
+    there = await door(limits=Limits(max_model_calls=1))
+    fake = Fake(raising(ConnectionResetError("gone"), then=GOOD))
+
+    with pytest.raises(TransientDependency, match="gone"):
+        await there.gateway.call(there.request(), scope=there.scope, provider=fake)
+
+    assert len(fake.sent) == 1
+    [record] = await there.calls()
+    assert record.status == "failed"
+    state = await there.budget()
+    assert state.spent == record.reservation
+    assert state.reserved == Usage()
+
+
+async def test_a_lost_answer_is_not_asked_for_again_when_the_budget_has_no_room_for_both():
+    there = await door(limits=Limits(max_model_calls=1))
+    await cancelled_while_sent(there)
+
+    with pytest.raises(BudgetExceeded, match="max_model_calls"):
+        await there.gateway.call(there.request(), scope=rerun(there.scope), provider=Fake(lambda _: GOOD))
+
+    [record] = await there.calls()
+    assert record.status == "failed"
+    state = await there.budget()
+    assert state.spent == record.reservation
+    assert state.reserved == Usage()
+
+
+async def test_a_call_still_waiting_when_its_node_ends_is_not_sent_and_can_be_made_again():
+    there = await door(sending=SendTerms(retries=QUICK, max_concurrency=1))
+    release = asyncio.Event()
+
+    async def holding(request: ModelRequest) -> ProviderReply:
+        await release.wait()
+        return GOOD
+
+    fake = Fake(holding)
+    first = asyncio.create_task(there.gateway.call(there.request(), scope=there.scope, provider=fake))
+    second = asyncio.create_task(there.gateway.call(there.request(text="and?"), scope=there.scope, provider=fake))
+    while len(await there.calls()) < 2:  # noqa: ASYNC110  # the store has no event to wait for
+        await asyncio.sleep(0)
+    there.scope.closed = True
+    release.set()
+
+    assert (await first).content == "12 dollars"
+    with pytest.raises(NotGoverned):
+        await second
+    assert len(fake.sent) == 1
+    again = await there.gateway.call(there.request(text="and?"), scope=rerun(there.scope), provider=fake)
+    assert not again.replayed
 
 
 async def test_a_permanent_failure_is_not_tried_again():

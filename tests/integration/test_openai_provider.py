@@ -12,6 +12,7 @@ from holdfast.contracts.errors import (
     ConfigurationError,
     ErrorType,
     InvalidModelOutput,
+    InvalidRequest,
     PermanentDependency,
     RateLimited,
     TimedOut,
@@ -306,6 +307,15 @@ async def test_the_answers_and_results_of_tools_are_told_in_openais_form(serve):
     assert [message["role"] for message in told] == ["user", "assistant", "tool"]
     assert told[1]["tool_calls"][0]["function"]["name"] == "look_up"
     assert told[2]["tool_call_id"] == "call_1"
+
+
+async def test_messages_of_another_form_are_refused_before_anything_is_sent(serve):
+    server = await serve(in_turn(completion("yes")))
+
+    with pytest.raises(InvalidRequest, match="'nobody'"):
+        await Desk().ask(messages=[{"role": "nobody", "content": "hi"}])
+
+    assert server.requests == []
 
 
 async def test_a_missing_key_is_said_in_one_line(monkeypatch):
