@@ -91,6 +91,11 @@ class GatewayChatModel(BaseChatModel):
         )
 
 
+def chat_model(route: str = "default", *, agent_name: str | None = None) -> GatewayChatModel:
+    """A LangChain chat model for `route`, whose calls go through the door of the governed node it is used in."""
+    return GatewayChatModel(route=route, agent_name=agent_name)
+
+
 def _schema_of(response_format: Any) -> dict[str, Any] | None:
     match response_format:
         case None:
