@@ -1,0 +1,81 @@
+"""What every event log does, and every list of tenants."""
+
+import pytest
+from scenes import DANA, STRANGER, Scene, event, new_id
+
+from holdfast.contracts.errors import InvalidRequest, LeaseLost, NotFound
+from holdfast.contracts.events import EventKind
+from holdfast.contracts.limits import Limits
+from holdfast.contracts.tenancy import Tenant
+
+
+async def test_events_are_numbered_without_gaps_and_read_in_order(scene: Scene):
+    owner = await scene.running()
+    facts = {"node": "draft", "task_id": "t", "call_id": new_id(), "trace_id": "a" * 32, "span_id": "b" * 16}
+    drafts = [event(EventKind.NODE_STARTED, **facts, payload={"n": n, "deep": [{"x": None}]}) for n in range(3)]
+    await scene.store.events.append(owner, drafts[:1])
+    await scene.store.events.append(owner, drafts[1:])
+    events = await scene.store.events.read("acme", owner.run_id)
+    assert [e.seq for e in events] == [1, 2, 3, 4, 5]
+    assert [e.payload for e in events[2:]] == [draft.payload for draft in drafts]
+    for name, value in facts.items():
+        assert getattr(events[-1], name) == value
+    assert (events[-1].run_id, events[-1].tenant_id, events[-1].attempt) == (owner.run_id, "acme", 1)
+    assert [e.at for e in events] == sorted(e.at for e in events)
+
+
+async def test_a_log_is_read_in_pages(scene: Scene):
+    owner = await scene.running()
+    await scene.store.events.append(owner, [event(EventKind.NODE_STARTED)] * 4)
+    pages = [await scene.store.events.read("acme", owner.run_id, after=after, limit=2) for after in (0, 2, 4, 6)]
+    assert [[e.seq for e in page] for page in pages] == [[1, 2], [3, 4], [5, 6], []]
+
+
+async def test_no_events_are_no_change(scene: Scene):
+    owner = await scene.running()
+    await scene.store.events.append(owner, [])
+    assert await scene.kinds(owner) == ["run.admitted", "run.claimed"]
+
+
+async def test_events_that_cannot_be_written_are_not_written_in_part(scene: Scene):
+    owner = await scene.running()
+    bad = event(EventKind.NODE_FAILED, payload={"message": "NUL \x00 is no text"})
+    with pytest.raises(InvalidRequest):
+        await scene.store.events.append(owner, [event(EventKind.NODE_STARTED), bad])
+    assert await scene.kinds(owner) == ["run.admitted", "run.claimed"]
+
+
+async def test_a_stale_worker_appends_nothing(scene: Scene):
+    owner = await scene.running(ttl=0)
+    await scene.claim("worker-2")
+    before = await scene.kinds(owner)
+    with pytest.raises(LeaseLost):
+        await scene.store.events.append(owner, [event(EventKind.NODE_COMPLETED)])
+    assert await scene.kinds(owner) == before
+
+
+async def test_another_tenant_reads_no_events(scene: Scene):
+    owner = await scene.running()
+    await scene.tenant("other")
+    assert list(await scene.store.events.read("other", owner.run_id)) == []
+
+
+async def test_a_tenants_terms_are_kept_and_changed(scene: Scene):
+    terms = Tenant(tenant_id="acme", defaults=Limits(max_steps=3), budget=Limits(max_tool_calls=1), max_queued=2)
+    await scene.store.tenants.put(terms)
+    assert await scene.store.tenants.get("acme") == terms
+    changed = terms.model_copy(update={"max_queued": 5, "may_be_unlimited": True})
+    await scene.store.tenants.put(changed)
+    assert await scene.store.tenants.get("acme") == changed
+
+
+async def test_an_unknown_tenant_is_not_found(scene: Scene):
+    with pytest.raises(NotFound):
+        await scene.store.tenants.get("nobody")
+
+
+async def test_a_principal_sees_its_own_tenants(scene: Scene):
+    for name in ("other", "acme"):
+        await scene.tenant(name)
+    assert list(await scene.store.tenants.names(principal=DANA)) == ["acme", "other"]
+    assert list(await scene.store.tenants.names(principal=STRANGER)) == ["other"]
