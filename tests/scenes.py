@@ -1,7 +1,6 @@
 """Short ways to set a scene in a store: tenants, runs that are held, intents and questions."""
 
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 
 from uuid_utils import uuid7
 
@@ -78,7 +77,6 @@ class Scene:
 
     store: Store
     graph: str = "desk"
-    _threads: count = field(default_factory=lambda: count(1))
 
     async def tenant(self, name: str = "acme", **terms) -> None:
         await self.store.tenants.put(Tenant(tenant_id=name, **terms))
@@ -86,7 +84,7 @@ class Scene:
     def request(self, tenant: str = "acme", thread: str | None = None, **changes) -> RunRequest:
         facts = {
             "run_id": new_id(),
-            "thread_key": thread or f"thread-{next(self._threads)}",
+            "thread_key": thread or f"thread-{new_id()}",
             "graph_name": self.graph,
             "graph_version": "1",
             "tenant": TenantContext(tenant_id=tenant, user_id="dana", roles=("clerk",), policy_version="policies-1"),
