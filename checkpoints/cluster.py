@@ -76,6 +76,8 @@ class Account:
         return all(self._may_enter(folder) for folder in (path, *path.parents) if folder.is_dir())
 
     def _may_enter(self, folder: Path) -> bool:
+        if not self.borrowed:
+            return os.access(folder, os.X_OK)
         facts = folder.stat()
         return bool(facts.st_mode & (stat.S_IXUSR if facts.st_uid == self.uid else stat.S_IXOTH))
 
@@ -99,13 +101,18 @@ class Cluster:
         """Make the cluster if there is none, and start it unless it runs. Raises `ConfigurationError`."""
         if not self._data.exists():
             self._create()
-        if self._answers():
-            return
-        self._require_ours()
-        if self._postmaster_lives():
-            self._await_answer()  # it is starting up, or recovering from a crash
-        else:
-            self._start()
+        for _ in range(int(_START_SECONDS / _POLL_SECONDS)):
+            if self._answers():
+                return
+            self._require_ours()
+            if not self._postmaster_lives():
+                self._start()
+                return
+            time.sleep(_POLL_SECONDS)  # it is starting up, recovering from a crash, or on its way out
+        raise ConfigurationError(
+            f"the embedded Postgres in {self._folder} runs (process {self._postmaster()}), but does not answer on "
+            f"{self._socket_folder}; stop that process and try again:\n{self._log_tail()}"
+        )
 
     def stop(self) -> None:
         """Stop the server, if it runs; at once if it does not stop in an orderly way."""
@@ -145,16 +152,6 @@ class Cluster:
                 break
             time.sleep(_POLL_SECONDS)  # children of a postmaster that was killed are still on their way out
         raise ConfigurationError(f"the embedded Postgres in {self._folder} does not start:\n{self._log_tail()}")
-
-    def _await_answer(self) -> None:
-        for _ in range(int(_START_SECONDS / _POLL_SECONDS)):
-            if self._answers():
-                return
-            time.sleep(_POLL_SECONDS)
-        raise ConfigurationError(
-            f"the embedded Postgres in {self._folder} runs (process {self._postmaster()}), but does not answer on "
-            f"{self._socket_folder}; stop that process and try again:\n{self._log_tail()}"
-        )
 
     def _answers(self) -> bool:
         try:

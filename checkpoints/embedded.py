@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -75,6 +75,8 @@ class EmbeddedServer:
         Raises `ConfigurationError` with what to do about it: the extra is not installed, the folder cannot be used,
         the server does not start (then with the end of its log).
         """
+        if self._temporary:
+            _sweep(self._account)
         self._make_folder()
         with self._alone():
             self._users = _opened(self._folder / "users.lock")
@@ -168,6 +170,28 @@ async def _to_the_end(work: Callable[[], None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
+
+
+def _sweep(account: Account) -> None:
+    """Remove the temporary servers of processes that were killed: nobody holds their locks any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with suppress(FileNotFoundError, BlockingIOError):  # swept by another process just now; in use
+            # One that has only been made by now has no data yet, and is left alone.
+            if folder.stat().st_uid == os.geteuid() and any(folder.glob("data*")):
+                with _held(folder / "start.lock"), _held(folder / "users.lock"):
+                    Cluster(folder, _socket_folder(folder), account, durable=False).stop()
+                    shutil.rmtree(_socket_folder(folder), ignore_errors=True)
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    lock = _opened(path)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _default_folder(account: Account) -> Path:

@@ -262,6 +262,22 @@ def test_temporary_server_leaves_nothing_and_takes_no_folder(place: Path) -> Non
         EmbeddedServer(place, temporary=True)
 
 
+def test_temporary_server_of_a_killed_process_is_swept_away_by_the_next() -> None:
+    owner = holder(Path("unused"), HOLD.replace("Path(sys.argv[1])", "temporary=True"))
+    url = url_of(owner)
+    bystander = EmbeddedServer(temporary=True)
+    bystander.start()
+    assert answers(url)
+    owner.kill()
+    owner.communicate()
+    following = EmbeddedServer(temporary=True)
+    following.start()
+    assert not answers(url)
+    assert answers(bystander.app_url)
+    following.stop()
+    bystander.stop()
+
+
 async def test_block_holds_the_server(place: Path) -> None:
     async with embedded_server(place) as server:
         assert await asyncio.to_thread(answers, server.app_url)

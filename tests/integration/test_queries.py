@@ -1,12 +1,13 @@
 """Every named query is one that Postgres can plan, under a role that may run it."""
 
+import os
 import re
 from collections.abc import Iterator
 from importlib.resources import files
 
 import psycopg
 import pytest
-from fix_database import DatabaseUrls
+from fix_database import ServerUnderTest
 
 from holdfast.checkpoints.queries import load_queries, parse_queries
 from holdfast.contracts.errors import ConfigurationError
@@ -32,8 +33,9 @@ def numbered(query: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def logins(postgres, template) -> Iterator[list[psycopg.Connection]]:  # type: ignore[no-untyped-def]
-    urls: DatabaseUrls = postgres.create("holdfast_explained", template=template)
+def logins(postgres: ServerUnderTest, template: str) -> Iterator[list[psycopg.Connection]]:
+    name = f"holdfast_explained_{os.getpid()}"
+    urls = postgres.create(name, template=template)
     options = ["", "-c role=holdfast_engine", "", ""]
     addresses = [urls.app, urls.app, urls.owner, urls.admin]
     opened = [
@@ -42,7 +44,7 @@ def logins(postgres, template) -> Iterator[list[psycopg.Connection]]:  # type: i
     yield opened
     for conn in opened:
         conn.close()
-    postgres.drop("holdfast_explained")
+    postgres.drop(name)
 
 
 @pytest.mark.parametrize("query", QUERIES)
