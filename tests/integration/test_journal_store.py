@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from decimal import Decimal
 
 import psycopg
@@ -13,7 +14,7 @@ from stores import postgres_store
 
 from holdfast.checkpoints.database import Database
 from holdfast.contracts.calls import Fresh, Unknown
-from holdfast.contracts.errors import HoldfastError, InvalidRequest
+from holdfast.contracts.errors import HoldfastError, InvalidRequest, PolicyDenied
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.testing.invariants import assert_invariants
 
@@ -126,6 +127,23 @@ async def test_what_has_no_canonical_json_is_refused_and_leaves_no_trace(scene: 
     [record] = await scene.store.journal.of_run("acme", owner.run_id)
     assert record.status == "open"
     await assert_invariants(database)
+
+
+@pytest.mark.parametrize(
+    ("ill", "reason"),
+    [("used_at = clock_timestamp()", "used once"), ("expires_at = clock_timestamp()", "has expired")],
+)
+async def test_a_grant_that_is_used_or_expired_lets_nothing_act(
+    scene: Scene, database_urls: DatabaseUrls, ill: str, reason: str
+):
+    owner = await scene.running()
+    wanted = intent(owner)
+    approval = await scene.decide(await scene.asked(owner, wanted), granted="digest")
+    async with admin(database_urls) as conn:
+        await conn.execute(f"update approvals set {ill}")
+    with pytest.raises(PolicyDenied, match=reason):
+        await scene.store.journal.open(owner, replace(wanted, grant=approval.id), event=INTENDED)
+    assert (await scene.budget(owner)).reserved == Usage()
 
 
 async def test_no_error_of_the_driver_comes_through(scene: Scene, database: Database):
