@@ -30,6 +30,7 @@ from holdfast.contracts.tools import ToolRequest, ToolResult
 from holdfast.gateway.toolset import Toolset
 from holdfast.nodes.place import Answer, answers, pass_question
 from holdfast.nodes.session import RunSession
+from holdfast.nodes.underway import underway
 from holdfast.policies.tenancy import require_may_decide
 from holdfast.telemetry.spans import trace_ids
 
@@ -89,6 +90,7 @@ async def _ask(question: Question, identity: CallIdentity, *, session: RunSessio
                 expires_in_seconds=question.expires_in_seconds,
             )
             await _put(session, request)
+            await underway().others()  # pausing cancels them, and what was sent must come back first
             raise
 
 

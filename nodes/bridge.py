@@ -9,42 +9,16 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from holdfast.contracts.errors import ConfigurationError
 from holdfast.nodes.session import RunSession
+from holdfast.nodes.underway import underway
 
 T = TypeVar("T")
 
-_children: ContextVar[set[asyncio.Task[Any]] | None] = ContextVar("holdfast_bridged_children", default=None)
 _END = object()
-
-
-@contextmanager
-def children() -> Iterator[set[asyncio.Task[Any]]]:
-    """Collects the tasks that threads started in this block put on the loop, for whoever must stop them."""
-    mine: set[asyncio.Task[Any]] = set()
-    token = _children.set(mine)
-    try:
-        yield mine
-    finally:
-        _children.reset(token)
-
-
-@contextmanager
-def watched() -> Iterator[None]:
-    """Makes the current task one that its node will stop: a call may outlive the `gather` that it was made in."""
-    siblings, task = _children.get(), asyncio.current_task()
-    if siblings is None or task is None or task in siblings:
-        yield
-        return
-    siblings.add(task)
-    try:
-        yield
-    finally:
-        siblings.discard(task)
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -112,9 +86,10 @@ def _start(session: RunSession, make: Callable[[], Coroutine[Any, Any, T]], what
             f"{what} was called synchronously on the event loop's own thread, where it would wait for itself; "
             "await its asynchronous twin, or make the node a plain `def`"
         )
+    mine = underway()
 
     async def counted() -> T:
-        with watched():
+        with mine.task():
             return await make()
 
     return asyncio.run_coroutine_threadsafe(counted(), session.loop)

@@ -16,9 +16,9 @@ from holdfast.contracts.scope import Scope, current_scope
 from holdfast.gateway.chat_model import GatewayChatModel
 from holdfast.gateway.langchain_message import message_of
 from holdfast.gateway.providers import CarriedProvider
-from holdfast.nodes.bridge import watched
 from holdfast.nodes.doors import chat_messages
 from holdfast.nodes.inside import asking_model
+from holdfast.nodes.underway import underway
 
 Send = Callable[[BaseChatModel], Awaitable[ChatResult]]
 """Asks the given model as the user's code would have."""
@@ -46,7 +46,7 @@ async def carried_model(
 
     request = _request(model, messages, stop, settings, scope)
     provider, _, name = request.model_policy.partition("#")[0].partition(":")
-    with watched(), asking_model():
+    with underway().call(), asking_model():
         response = await scope.models.call(
             request, scope=scope, provider=CarriedProvider(ask, provider=provider, model=name)
         )

@@ -12,9 +12,9 @@ from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult, ToolTerms
 from holdfast.gateway.toolset import Toolset
 from holdfast.nodes.asking import dispatched
-from holdfast.nodes.bridge import watched
 from holdfast.nodes.inside import asking_model, performing
 from holdfast.nodes.session import RunSession, session_of
+from holdfast.nodes.underway import underway
 
 Messages = str | Sequence[Message | BaseMessage]
 
@@ -61,7 +61,7 @@ class Models:
             tool_choice=tool_choice,
             prompt_version=prompt_version,
         )
-        with watched(), asking_model():
+        with underway().call(), asking_model():
             response = await scope.models.call(request, scope=scope)
         if form is None or response.parsed is None:
             return response
@@ -121,7 +121,7 @@ async def called(
     if tool_call_id is None:
         request = request.model_copy(update={"tool_call_id": identity.key[:24]})
     entry = toolset.get(name)
-    with watched(), performing(entry.source if entry is not None else None):
+    with underway().call(), performing(entry.source if entry is not None else None):
         return await dispatched(request, identity, session=session, scope=scope, toolset=toolset)
 
 

@@ -23,10 +23,10 @@ from holdfast.contracts.errors import DeadlineExceeded, HoldfastError, LeaseLost
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.scope import Scope, entered, scope_here
 from holdfast.nodes.asking import ask_for, pause_in, settle_host_answers
-from holdfast.nodes.bridge import children
 from holdfast.nodes.inside import Fatal
 from holdfast.nodes.place import Place, locator, task_id_of
 from holdfast.nodes.session import RunSession, session_here
+from holdfast.nodes.underway import collecting
 from holdfast.telemetry.spans import node_span, trace_ids
 
 _log = structlog.get_logger(__name__)
@@ -95,7 +95,10 @@ def _require_go(session: RunSession, place: Place) -> None:
             run_id=session.owner.run_id,
             epoch=session.owner.epoch,
         )
-    (scope_here() or session).deadline.require(f"node {place.node!r}")
+    outer, what = scope_here(), f"node {place.node!r}"
+    if outer is not None:
+        outer.require_open(what)  # called from a thread that its own node left behind
+    (outer or session).deadline.require(what)
 
 
 def _open_scope(session: RunSession, place: Place, config: RunnableConfig) -> Scope:
@@ -145,7 +148,7 @@ async def _begin(session: RunSession, place: Place, task_id: str) -> None:
 
 async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callable[[], Awaitable[Any]]) -> Any:
     """The result of `work`, or `DeadlineExceeded`. Whatever `work` has started is stopped before this returns."""
-    with children() as bridged:
+    with collecting() as started:
         task = asyncio.ensure_future(_awaited(work))
         try:
             await asyncio.wait({task}, timeout=_seconds(scope.deadline))
@@ -156,7 +159,7 @@ async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callab
             return task.result()
         finally:
             scope.closed = True
-            await _stopped({task, *bridged}, session.cleanup_seconds, place)
+            await _stopped({task, *started.tasks}, session.cleanup_seconds, place)
 
 
 async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:

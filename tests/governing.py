@@ -64,9 +64,9 @@ class Desk:
                 limits=limits or Limits(),
             )
         )
-        return await self._claimed(graph)
+        return await self.claimed(graph)
 
-    async def _claimed(self, graph: Any) -> Run:
+    async def claimed(self, graph: Any) -> Run:
         [claim] = await self.store.leases.claim(
             "here", tenants=None, graphs=[graph.governance.name], slots=1, ttl_seconds=60.0
         )
@@ -194,7 +194,7 @@ class Attempt:
 
     async def resume(self) -> "Attempt":
         """The next attempt: claimed again, entered with what is decided, by interrupt id."""
-        run = await self.desk._claimed(self.graph)
+        run = await self.desk.claimed(self.graph)
         assert run.run_id == self.run.run_id
         following = Attempt(self.desk, self.graph, run, await self.desk.session(self.graph, run))
         approvals = await self.desk.store.approvals.find(ACME, run_id=run.run_id, pending_only=False)

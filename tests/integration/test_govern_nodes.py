@@ -199,7 +199,7 @@ async def test_node_that_is_exchanged_later_is_found():
 
 
 async def test_what_is_not_compiled_is_refused():
-    with pytest.raises(InvalidRequest, match="builder.compile"):
+    with pytest.raises(InvalidRequest, match=r"builder\.compile"):
         govern(StateGraph(State))  # type: ignore[type-var]
     with pytest.raises(InvalidRequest, match="not int"):
         govern(3)  # type: ignore[type-var]
