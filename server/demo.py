@@ -1,0 +1,185 @@
+"""`holdfast demo`: a customer's e-mail, handled by a governed run on a Postgres of its own, watched as it commits."""
+
+import asyncio
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from langgraph.graph import START
+from rich.console import Console
+from rich.live import Live
+
+from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.embedded import EmbeddedServer, embedded_server
+from holdfast.checkpoints.invariants import violations
+from holdfast.contracts.approvals import Approval, DecisionType
+from holdfast.contracts.ids import TenantId
+from holdfast.contracts.limits import Limits
+from holdfast.contracts.models import ModelRequest
+from holdfast.contracts.runs import RunResult, RunStatus
+from holdfast.contracts.tenancy import Principal, Tenant
+from holdfast.gateway.scripted import ScriptedReply
+from holdfast.graphs.refund_desk import graph, store
+from holdfast.graphs.refund_desk import sample as sample_email
+from holdfast.graphs.refund_desk.script import answer
+from holdfast.graphs.refund_desk.store import RefundLedger
+from holdfast.runtime.runtime import RunHandle, Runtime
+from holdfast.server import demo_view as view
+from holdfast.server.bootstrap import open_runtime
+from holdfast.server.settings import Settings, load_settings
+
+_TENANT, _APPROVER = "fernwell", "dana"
+_LIMITS = Limits(deadline_seconds=60, max_cost_usd=Decimal("0.10"), max_model_calls=20, max_tool_calls=20)
+_PRICE = {"input_usd_per_million": "2.50", "output_usd_per_million": "10.00"}
+_AMOUNT = re.compile(r"[0-9]{1,7}\.[0-9]{2}")
+_FRAMES_PER_SECOND = 10
+_READING_SPEED = 400
+"""Characters a second: about as fast as a model writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What the person at the terminal decides."""
+
+    decision: DecisionType
+    args: Mapping[str, Any] | None = None
+    message: str | None = None
+
+
+def thoughtful(request: ModelRequest) -> ScriptedReply:
+    """The refund desk's offline model, as slow as a real one."""
+    content = answer(request)
+    return ScriptedReply(content=content, delay_seconds=0.4 + len(content) / _READING_SPEED)
+
+
+async def run_demo(*, console: Console, sample: str | None = None, fast: bool = False) -> int:
+    """Show one run from e-mail to reply. Returns the exit code: 0 when all that is promised was seen.
+
+    `sample` names the e-mail (default: the one that a person must approve). Someone at a terminal is asked to decide;
+    anywhere else the demo approves by itself, and says so. `fast` leaves out the scripted model's pauses.
+    `HOLDFAST_MODEL` has the same graph run on a real model.
+    """
+    email = sample_email(sample or "large")
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="holdfast-demo-"))
+        ledger = store.configure(Path(folder) / "refunds.sqlite3")
+        with console.status("Starting a Postgres of its own …"):
+            server = await stack.enter_async_context(embedded_server(temporary=True))
+            settings = _settings(server, fast=fast)
+            runtime = await stack.enter_async_context(open_runtime(settings, graphs=[graph]))
+        console.print(view.opening(email, model=settings.model))
+        run = await runtime.start(graph, {"email": email}, tenant=_TENANT, limits=_LIMITS)
+        result = await _watched(console, runtime, run)
+        while result.status is RunStatus.INTERRUPTED:
+            for approval in result.approvals:
+                await _decided(console, runtime, approval)
+            result = await _watched(console, runtime, run)
+        console.print(view.money(await runtime.show(run.run_id, tenant=_TENANT)))
+        return await _ended(console, result, ledger, server)
+
+
+def demo(*, fast: bool = False) -> int:
+    """`run_demo` on this process's terminal."""
+    return asyncio.run(run_demo(console=Console(), fast=fast))
+
+
+def _settings(server: EmbeddedServer, *, fast: bool) -> Settings:
+    settings = load_settings()
+    script = f"scripted:{answer.__module__}:answer" if fast else f"scripted:{__name__}:thoughtful"
+    model = settings.model or script
+    return load_settings(
+        DATABASE_URL=server.app_url,
+        model=model,
+        prices={script: _PRICE},
+        tenants=[Tenant(tenant_id=_TENANT)],
+        principals={_APPROVER: Principal(user_id=_APPROVER, tenants=(_TENANT,), roles=("approver",))},
+    )
+
+
+async def _watched(console: Console, runtime: Runtime, run: RunHandle) -> RunResult:
+    """Draw the run until it rests: live on a terminal, once anywhere else."""
+    if not console.is_terminal:
+        result = await run.result()
+        console.print(await _picture(runtime, run))
+        return result
+    with Live(console=console, refresh_per_second=_FRAMES_PER_SECOND) as live:
+        waiting = asyncio.ensure_future(run.result())
+        try:
+            while not waiting.done():
+                live.update(await _picture(runtime, run))
+                await asyncio.wait({waiting}, timeout=1 / _FRAMES_PER_SECOND)
+        finally:
+            waiting.cancel()
+            await asyncio.wait({waiting})
+        live.update(await _picture(runtime, run))
+    return waiting.result()
+
+
+async def _picture(runtime: Runtime, run: RunHandle) -> Any:
+    report = await runtime.show(run.run_id, tenant=_TENANT)
+    state = await runtime.state(run.thread, tenant=_TENANT)
+    return view.progress(report, await run.events(), state, nodes=[node for node in graph.nodes if node != START])
+
+
+async def _decided(console: Console, runtime: Runtime, approval: Approval) -> None:
+    console.print(view.question(approval))
+    if console.is_terminal and sys.stdin.isatty():
+        ruling = await _asked(console)
+    else:
+        console.print(f"Nobody is at a terminal here, so the demo approves by itself, as {_APPROVER}.")
+        ruling = Ruling("approve")
+    args = None if ruling.args is None else {**(approval.args or {}), **ruling.args}
+    await runtime.decide(approval.id, ruling.decision, by=_APPROVER, args=args, message=ruling.message)
+
+
+async def _asked(console: Console) -> Ruling:
+    """Ask the person at the terminal until they decide."""
+    while True:
+        match (await _typed(console, f"You are {_APPROVER}. [y]es, [n]o, [e]dit the amount: ")).lower():
+            case "y" | "yes":
+                return Ruling("approve")
+            case "n" | "no":
+                return Ruling("reject", message=await _typed(console, "Why not? ") or "A colleague said no.")
+            case "e" | "edit":
+                return Ruling("edit", args={"amount_usd": await _amount(console)})
+
+
+async def _amount(console: Console) -> str:
+    while not _AMOUNT.fullmatch(amount := await _typed(console, "Amount in US dollars, as in 34.90: ")):
+        console.print("That is no amount.")
+    return amount
+
+
+async def _typed(console: Console, question: str) -> str:
+    """One line from the terminal, without holding up the loop: Ctrl-C works, and leases are renewed."""
+    console.print(question, end="", markup=False)
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    line = sys.stdin.readline()
+    if not line:
+        raise KeyboardInterrupt
+    return line.strip()
+
+
+async def _ended(console: Console, result: RunResult, ledger: RefundLedger, server: EmbeddedServer) -> int:
+    """Show the reply, and hold the database and the outside ledger against what was promised."""
+    if result.status is not RunStatus.COMPLETED:
+        console.print(view.failure(result))
+        return 1
+    console.print(view.reply(result.output))
+    expected = 1 if (result.output["refund"] or {}).get("status") == "paid" else 0
+    refunds = ledger.refunds()
+    async with Database(server.app_url) as database:
+        found = await violations(database, tenants=[TenantId(_TENANT)])
+    console.print(view.checks(found, refunds, expected=expected))
+    return 0 if len(refunds) == expected and not any(found.values()) else 1
