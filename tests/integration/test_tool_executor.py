@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from langgraph.errors import GraphInterrupt
+from stores import postgres_store
 
 from holdfast.contracts.approvals import Approval, ApprovalKind, ApprovalRequest, ApprovalStatus, Question
 from holdfast.contracts.calls import CallRecord
-from holdfast.contracts.deadline import Deadline
+from holdfast.contracts.deadline import Clock, Deadline
 from holdfast.contracts.errors import (
     BudgetExceeded,
     ErrorType,
@@ -25,6 +26,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import Limits
+from holdfast.contracts.ports import Store
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.contracts.tools import Effect, ToolRequest, ToolResult
@@ -80,7 +82,7 @@ class Sent:
 class Desk:
     """An executor, what stands behind it, and the scope in front of it."""
 
-    store: MemoryStore
+    store: Store
     scope: Scope
     tools: Toolset
     executor: ToolExecutor
@@ -167,29 +169,36 @@ class Desk:
 MakeDesk = Callable[..., Any]
 
 
+@pytest.fixture(params=["memory", "postgres"])
+def desk(request) -> MakeDesk:
+    """Makes a desk over each store."""
+    clock = SystemClock()
+    if request.param == "memory":
+        return desk_over(MemoryStore(clock=clock), clock)
+    return desk_over(postgres_store(request.getfixturevalue("database")), clock)
+
+
 @pytest.fixture
-def desk() -> MakeDesk:
-    async def make(
-        *tools: Any,
-        policies: tuple[str, ...] = (),
-        clock: Any = None,
-        grace_seconds: float = 0.01,
-        **about: Any,
-    ) -> Desk:
-        clock = clock or SystemClock()
-        store = MemoryStore(clock=clock)
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def timed_desk(clock) -> MakeDesk:
+    """Makes a desk whose time is `clock`'s."""
+    return desk_over(MemoryStore(clock=clock), clock)
+
+
+def desk_over(store: Store, clock: Clock) -> MakeDesk:
+    async def make(*tools: Any, **about: Any) -> Desk:
         standard = {"autonomy": Autonomy.AUTONOMOUS}
-        return Desk(
-            store=store,
-            scope=await scope_for(store, clock=clock, **(standard | about)),
-            tools=Toolset.of(tools),
-            executor=executor(store, *policies, grace_seconds=grace_seconds),
-        )
+        scope = await scope_for(store, clock=clock, **(standard | about))
+        return Desk(store=store, scope=scope, tools=Toolset.of(tools), executor=executor(store))
 
     return make
 
 
-def executor(store: MemoryStore, *policies: str, grace_seconds: float = 0.01) -> ToolExecutor:
+def executor(store: Store, *policies: str) -> ToolExecutor:
     return ToolExecutor(
         journal=store.journal,
         events=store.events,
@@ -197,7 +206,7 @@ def executor(store: MemoryStore, *policies: str, grace_seconds: float = 0.01) ->
         ids=SystemIds(),
         dice=FixedDice(),
         retry=QUICK,
-        grace_seconds=grace_seconds,
+        grace_seconds=0.01,
     )
 
 
@@ -283,18 +292,18 @@ async def test_a_refusal_is_typed_recorded_and_told_so_that_a_model_can_act(desk
     assert (sent.calls, await d.records(), await d.events()) == ([], [], ["tool.refused"])
 
 
-async def test_after_the_deadline_nothing_is_sent(desk):
-    sent, clock = Sent(), VirtualClock()
-    d = await desk(sent.tool(effect="read"), clock=clock, limits=Limits(deadline_seconds=10))
+async def test_after_the_deadline_nothing_is_sent(timed_desk, clock):
+    sent = Sent()
+    d = await timed_desk(sent.tool(effect="read"), limits=Limits(deadline_seconds=10))
     clock.advance(10)
     result = await d.call()
     assert (result.status, result.error_type) == ("error", ErrorType.TIMEOUT)
     assert (sent.calls, await d.events()) == ([], ["tool.refused"])
 
 
-async def test_the_requests_own_deadline_holds_too(desk):
-    sent, clock = Sent(), VirtualClock()
-    d = await desk(sent.tool(effect="read"), clock=clock)
+async def test_the_requests_own_deadline_holds_too(timed_desk, clock):
+    sent = Sent()
+    d = await timed_desk(sent.tool(effect="read"))
     early = Deadline.after_seconds(1, clock=clock)
     clock.advance(1)
     assert (await d.call(deadline=early)).error_type == ErrorType.TIMEOUT
@@ -319,6 +328,20 @@ async def test_a_worker_that_lost_its_lease_sends_nothing_and_leaves_no_trace(de
     with pytest.raises(LeaseLost):
         await d.call()
     assert (sent.calls, await d.records()) == ([], [])
+
+
+@pytest.mark.parametrize("ended", [{"closed": True}, {"still_ours": lambda: False}])
+async def test_a_retry_is_not_sent_after_the_node_or_the_lease_ended(desk, ended):
+    async def busy() -> RateLimited:
+        for name, value in ended.items():
+            setattr(d.scope, name, value)
+        return RateLimited("later")
+
+    sent = Sent([busy])
+    d = await desk(sent.tool(effect="read"))
+    with pytest.raises((NotGoverned, LeaseLost)):
+        await d.call()
+    assert len(sent.calls) == 1
 
 
 # Budget
@@ -409,10 +432,10 @@ async def test_a_no_or_an_answer_in_the_tools_place_is_told_and_nothing_is_sent(
     assert (result.status, result.text, sent.calls) == ("rejected", told, [])
 
 
-async def test_an_approval_nobody_gave_in_time_is_a_no(desk):
-    sent, clock = Sent(), VirtualClock()
-    d = await desk(
-        sent.tool(effect="external"), autonomy=Autonomy.SUPERVISED, clock=clock, limits=Limits(deadline_seconds=1e6)
+async def test_an_approval_nobody_gave_in_time_is_a_no(timed_desk, clock):
+    sent = Sent()
+    d = await timed_desk(
+        sent.tool(effect="external"), autonomy=Autonomy.SUPERVISED, limits=Limits(deadline_seconds=1e6)
     )
     await d.call()
     clock.advance(604_800)
@@ -422,10 +445,10 @@ async def test_an_approval_nobody_gave_in_time_is_a_no(desk):
     assert "Nobody decided in time" in result.text
 
 
-async def test_a_grant_that_has_expired_is_refused_at_dispatch(desk):
-    sent, clock = Sent(), VirtualClock()
-    d = await desk(
-        sent.tool(effect="external"), autonomy=Autonomy.SUPERVISED, clock=clock, limits=Limits(deadline_seconds=1e6)
+async def test_a_grant_that_has_expired_is_refused_at_dispatch(timed_desk, clock):
+    sent = Sent()
+    d = await timed_desk(
+        sent.tool(effect="external"), autonomy=Autonomy.SUPERVISED, limits=Limits(deadline_seconds=1e6)
     )
     await d.call()
     await d.decide("approve")
@@ -740,8 +763,11 @@ async def test_a_person_who_gives_it_up_leaves_a_recorded_failure(desk):
 
 async def test_a_word_about_one_lost_answer_does_not_count_for_the_next(desk):
     d, sent = await doubted(desk, TimeoutError())
-    await d.decide("approve")
-    second, third = await d.again(), await d.again()
+    used = await d.decide("approve")
+    second = await d.again()
+    scope = rerun(d.scope)
+    identity = d.executor.identify(d.request(), scope=scope)
+    third = await d.executor.perform(d.request(), identity, scope=scope, toolset=d.tools, approval=used)
     assert (second.kind, third.kind, len(sent.calls)) == (ApprovalKind.RECONCILE, ApprovalKind.RECONCILE, 2)
     assert second.args_digest == third.args_digest
 
