@@ -151,7 +151,7 @@ class Coordinator:
 
     async def _invoke(self, attempt: _Attempt, value: Any) -> GraphOutput[Any]:
         with entered_session(attempt.session):
-            return await attempt.graph.ainvoke(  # type: ignore[return-value]  # what version="v2" returns
+            return await attempt.graph.ainvoke(
                 value,
                 attempt.config,
                 context=_context(attempt.graph, attempt.run),

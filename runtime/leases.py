@@ -29,7 +29,7 @@ class LeaseTerms:
         return self.ttl_seconds / 5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Hold:
     """One claim, with its own idea of when it ends. Once it has ended it stays ended."""
 

@@ -10,6 +10,11 @@ from holdfast.contracts.errors import Conflict, NotFound
 Graph = Pregel[Any, Any, Any, Any]
 
 
+def is_governed(graph: object) -> bool:
+    """Whether `govern()` has been here."""
+    return hasattr(graph, "governance")
+
+
 class Registry:
     """Governed graphs, each under the name and version that runs record."""
 
@@ -18,9 +23,9 @@ class Registry:
 
     def add(self, graph: Graph) -> Graph:
         """Register a governed graph. The same name and version twice must be the same graph."""
-        governance = getattr(graph, "governance", None)
-        if governance is None:
+        if not is_governed(graph):
             raise Conflict(f"graph {graph.name!r} is not governed; register govern(graph)")
+        governance: Any = graph.governance  # type: ignore[attr-defined]  # just checked
         versions = self._graphs.setdefault(governance.name, {})
         versions.pop(governance.version, None)
         versions[governance.version] = graph

@@ -17,7 +17,7 @@ from holdfast.policies.tenancy import effective_limits, require_may_decide
 from holdfast.runtime import decisions, inputs
 from holdfast.runtime.directory import Directory
 from holdfast.runtime.outputs import plain_output
-from holdfast.runtime.registry import Graph, Registry
+from holdfast.runtime.registry import Graph, Registry, is_governed
 from holdfast.runtime.sessions import Doors, SaverFor
 from holdfast.runtime.wake import Wake
 from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
@@ -267,7 +267,7 @@ class Runtime:
 
     def register(self, graph: Any) -> Graph:
         """Make a compiled graph one that this process's worker can serve, and that `start` knows by name."""
-        return self._registry.add(self._govern(graph))
+        return self._registry.add(graph if is_governed(graph) else self._govern(graph))
 
     def _hydrate(self, graph: Any) -> Graph:
         return self._registry.latest(graph) if isinstance(graph, str) else self.register(graph)

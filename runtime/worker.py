@@ -31,7 +31,7 @@ class WorkerTerms:
     """How long runs may go on to their next boundary when the worker shuts down."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     hold: Hold
     control: RunControl

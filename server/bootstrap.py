@@ -13,11 +13,10 @@ from anyio.from_thread import start_blocking_portal
 
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import embedded_server
-from holdfast.checkpoints.saver import TenantSaver, declared_types, saver_for
+from holdfast.checkpoints.saver import declared_types, saver_for
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.errors import ConfigurationError, HoldfastError
 from holdfast.contracts.ids import TenantId
-from holdfast.contracts.runs import Owner
 from holdfast.contracts.tenancy import Principal
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
@@ -36,7 +35,7 @@ from holdfast.runtime.entropy import SystemDice, SystemIds
 from holdfast.runtime.leases import Holds, LeaseTerms
 from holdfast.runtime.registry import Graph, Registry
 from holdfast.runtime.runtime import Runtime
-from holdfast.runtime.sessions import Doors, Gate
+from holdfast.runtime.sessions import Doors, Gate, SaverFor
 from holdfast.runtime.wake import Wake
 from holdfast.runtime.worker import Worker, WorkerTerms
 from holdfast.server.catalog import read_catalog
@@ -126,7 +125,7 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
             dice=dice,
         )
         executor = ToolExecutor(
-            journal=store.journal, events=store.events, policy=policy, clock=clock, ids=ids, dice=dice
+            journal=store.journal, events=store.events, policy=policy, ids=ids, dice=dice
         )
         return Gate(models, executor, policy.version)
 
@@ -178,7 +177,7 @@ def _attachments(settings: Settings, doors: Doors) -> Attachments:
     )
 
 
-def _saver_for(database: Database) -> Callable[[Owner, Graph], TenantSaver]:
+def _saver_for(database: Database) -> SaverFor:
     return lambda owner, graph: saver_for(database, owner).with_allowlist(declared_types(graph))
 
 
