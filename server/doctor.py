@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 import holdfast
+from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import HoldfastError
 from holdfast.contracts.runs import RunStatus
 from holdfast.policies.permissions import CedarPolicy
@@ -45,15 +46,16 @@ class Check:
 
 
 async def examine(console: Console, *, as_json: bool) -> Exit:
-    """Make all checks and show them."""
-    checks = [check async for check in _checks()]
-    if as_json:
-        render.json_document(console, [asdict(check) for check in checks])
-    else:
-        for check in checks:
-            line = Text.assemble((f"{check.status:<5}", _STYLES[check.status]), f"{check.what:<12}", check.says)
+    """Make all checks and show each as it is made."""
+    made = []
+    async for check in _checks():
+        made.append(check)
+        if not as_json:
+            line = Text.assemble((f"{check.status:<5}", _STYLES[check.status]), f"{check.what:<10}", check.says)
             console.print(line, soft_wrap=True)
-    return Exit.RUN_FAILED if any(check.status == "fail" for check in checks) else Exit.OK
+    if as_json:
+        render.json_document(console, [asdict(check) for check in made])
+    return Exit.RUN_FAILED if any(check.status == "fail" for check in made) else Exit.OK
 
 
 async def _checks() -> AsyncIterator[Check]:
@@ -175,8 +177,9 @@ async def _database(settings: Settings, catalog: Catalog) -> AsyncIterator[Check
         async with open_runtime(settings, worker=False) as runtime:
             yield Check("database", "ok", "reachable, its schema is of this version, row-level security holds")
             yield await _queue(runtime, settings, catalog)
-    except HoldfastError as error:
-        yield Check("database", "fail", error.message + _pooler_hint(settings, error.message))
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is what this check has found
+        found = translated(error).message
+        yield Check("database", "fail", found + _pooler_hint(settings, found))
 
 
 def _pooler_hint(settings: Settings, said: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -107,7 +108,11 @@ def _log_to_stderr(terms: TelemetryTerms) -> None:
 
 def formatter(terms: TelemetryTerms) -> logging.Formatter:
     """How a log line of ours looks."""
-    last = structlog.processors.JSONRenderer() if terms.log_format == "json" else structlog.dev.ConsoleRenderer()
+    looks: list[structlog.typing.Processor]
+    if terms.log_format == "json":
+        looks = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        looks = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.contextvars.merge_contextvars,
@@ -117,7 +122,6 @@ def formatter(terms: TelemetryTerms) -> logging.Formatter:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            last,
+            *looks,
         ],
     )

@@ -1,0 +1,205 @@
+"""The command line, as a person and a script use it: real processes, a real database."""
+
+import json
+import re
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from fix_database import DatabaseUrls
+from project import Project, make_project
+
+TEXT = '{"text": "12.00"}'
+
+
+@pytest.fixture
+def project(tmp_path: Path, database_urls: DatabaseUrls) -> Project:
+    return make_project(tmp_path, database_url=database_urls.app)
+
+
+def test_a_run_that_completes_exits_0_and_says_what_it_used(project: Project) -> None:
+    answer = project.holdfast("run", "thinker", "--input", TEXT)
+    assert (answer.code, answer.err) == (0, "")
+    assert "completed" in answer.out
+    assert "used 1 model calls, 0 tool calls" in answer.out
+    assert '"answer": "answered: 12.00"' in answer.out
+
+
+def test_json_is_one_document_and_the_run_can_be_looked_up_by_it(project: Project) -> None:
+    started = project.holdfast(
+        "run", "thinker", "--input", TEXT, "--thread", "t-1", "--user", "dana", "--max-steps", "5", "--json"
+    )
+    assert started.json["status"] == "completed"
+    assert started.json["usage"]["model_calls"] == 1
+    assert started.json["output"]["answer"] == "answered: 12.00"
+    run_id = started.json["run_id"]
+
+    (listed,) = project.holdfast("runs", "--thread", "t-1", "--json").json
+    assert (listed["run_id"], listed["status"], listed["user_id"]) == (run_id, "completed", "dana")
+    shown = project.holdfast("show", run_id, "--json").json
+    assert [(call["kind"], call["status"]) for call in shown["calls"]] == [("model", "returned")]
+    assert (shown["limits"]["max_steps"], shown["limits"]["max_model_calls"]) == (5, 50)
+    kinds = [event["kind"] for event in project.holdfast("events", run_id, "--json").json]
+    assert kinds[0] == "run.admitted"
+    assert kinds[-1] == "run.completed"
+
+
+def test_tables_show_the_run_its_limits_with_defaults_its_calls_and_its_events(project: Project) -> None:
+    run_id = project.holdfast("run", "thinker", "--input", TEXT, "--json").json["run_id"]
+    assert re.search(rf"{run_id} +completed +thinker", project.holdfast("runs").out)
+    shown = project.holdfast("show", run_id).out
+    assert re.search(r"model calls +50 +1 +0", shown)
+    assert re.search(r"working time +300 s", shown)
+    assert re.search(r"model scripted:\S+ +work +thinker +returned", shown)
+    assert re.search(r"model\.returned +work", project.holdfast("events", run_id).out)
+
+
+def test_a_run_that_asks_exits_3_and_the_command_it_prints_carries_it_on(project: Project) -> None:
+    asked = project.holdfast("run", "payer", "--input", TEXT)
+    assert asked.code == 3
+    assert 'pay {"amount": "12.00"}' in asked.out
+    command = next(line.strip() for line in asked.out.splitlines() if line.strip().startswith("holdfast approve"))
+    approved = project.holdfast(*shlex.split(command.replace("YOU", "dana"))[1:])
+    assert (approved.code, approved.err) == (0, "")
+    assert '\\"paid\\":\\"12.00\\"' in approved.out
+
+
+def test_an_approval_can_change_the_arguments_be_refused_and_be_answered(project: Project) -> None:
+    def ask(graph: str) -> str:
+        return str(project.holdfast("run", graph, "--input", TEXT, "--json").json["approvals"][0]["id"])
+
+    edited = project.holdfast("approve", ask("payer"), "--by", "dana", "--args", '{"amount": "9.00"}', "--json")
+    assert edited.json["output"]["answer"] == '{"paid":"9.00"}'
+    rejected = project.holdfast("reject", ask("payer"), "--by", "dana", "--message", "too much", "--json")
+    assert "too much" in rejected.json["output"]["answer"]
+    answered = project.holdfast("approve", ask("asker"), "--by", "dana", "--answer", "forty-two", "--json")
+    assert answered.json["output"]["answer"] == "forty-two"
+
+
+def test_only_someone_entitled_decides_and_only_once(project: Project) -> None:
+    approval = project.holdfast("run", "payer", "--input", TEXT, "--json").json["approvals"][0]["id"]
+    stranger = project.holdfast("approve", approval, "--by", "eve")
+    assert stranger.code == 2
+    assert "'eve'" in stranger.complaint
+    powerless = project.holdfast("approve", approval, "--by", "mallory")
+    assert powerless.code == 2
+    assert "needs the role" in powerless.complaint
+    assert project.holdfast("reject", approval, "--by", "dana", "--no-wait").code == 0
+    again = project.holdfast("approve", approval, "--by", "dana")
+    assert again.code == 2
+    assert again.complaint
+
+
+def test_a_queued_run_is_cancelled_and_another_is_served_by_a_worker_that_leaves_when_told(project: Project) -> None:
+    unwanted = project.holdfast("run", "thinker", "--input", TEXT, "--detach", "--json").json
+    assert unwanted["status"] == "queued"
+    cancelled = project.holdfast("cancel", unwanted["run_id"], "--by", "dana", "--reason", "mistyped")
+    assert (cancelled.code, "cancelled" in cancelled.out) == (0, True)
+
+    wanted = project.holdfast("run", "thinker", "--input", TEXT, "--detach", "--json").json["run_id"]
+    worker = project.start("worker")
+    try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline().startswith("serving thinker, payer, asker")
+        give_up = time.monotonic() + 60
+        while project.holdfast("show", wanted, "--json").json["status"] != "completed":
+            assert time.monotonic() < give_up
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["thinkre", "--input", TEXT], 2, "no graph 'thinkre'; langgraph.json names: asker, payer, thinker"),
+        (["absent.module:graph", "--input", TEXT], 4, "cannot be imported"),
+        (["thinker", "--input", "{text"], 2, "--input is not JSON"),
+        (["thinker", "--input", "absent.json"], 2, "--input absent.json: there is no such file"),
+        (["thinker", "--input", "[1]"], 2, "input"),
+        (["thinker", "--input", TEXT, "--tenant", "umbrella"], 2, "no tenant 'umbrella'"),
+        (["thinker", "--input", TEXT, "--user", "eve"], 2, "'eve'"),
+        (["thinker", "--input", TEXT, "--deadline-seconds", "-5"], 2, "--deadline-seconds: "),
+        (["thinker", "--input", TEXT, "--max-tokens", "lots"], 2, "--max-tokens: "),
+        (["thinker", "--input", TEXT, "--max-cost-usd", "none"], 2, "max_cost_usd is None"),
+        (["thinker", "--input", TEXT, "--deadline-seconds", "0"], 1, "(timeout)"),
+        (["thinker", "--input", TEXT, "--max-model-calls", "0"], 1, "(budget_exceeded)"),
+        (["thinker", "--input", TEXT, "--max-cost-usd", "0", "--max-tokens", "0"], 1, "(budget_exceeded)"),
+        (["thinker"], 2, "'--input'"),
+        (["thinker", "--input", TEXT, "--max-modelcalls", "1"], 2, "--max-modelcalls"),
+    ],
+)
+def test_what_cannot_be_run_is_one_clear_line(project: Project, args: list[str], code: int, said: str) -> None:
+    answer = project.holdfast("run", *args)
+    assert answer.code == code, answer.err
+    assert said in answer.complaint
+
+
+def test_a_database_that_is_not_there_is_one_clear_line(project: Project) -> None:
+    answer = project.holdfast("runs", DATABASE_URL="postgresql://holdfast_app@127.0.0.1:1/holdfast")
+    assert answer.code == 4
+    assert answer.complaint
+
+
+def test_settings_that_do_not_fit_are_a_line_each(project: Project) -> None:
+    answer = project.holdfast("runs", HOLDFAST_WORKER__SLOTS="many", HOLDFAST_LIMITS__MAX_STEP="1")
+    assert answer.code == 4
+    assert [line.split(": ")[:2] for line in sorted(answer.err.splitlines())] == [
+        ["error", "HOLDFAST_LIMITS__MAX_STEP"],
+        ["error", "HOLDFAST_WORKER__SLOTS"],
+    ]
+
+
+def test_a_failure_of_holdfast_itself_is_one_line_and_debug_shows_where(project: Project) -> None:
+    (project.folder / "langgraph.json").write_text(json.dumps({"graphs": {"bad": "my_graphs:bad"}}), encoding="utf-8")
+    with (project.folder / "my_graphs.py").open("a", encoding="utf-8") as module:
+        module.write("\nbad = one('bad', think)\ntype(bad).governance = None\n")
+    answer = project.holdfast("run", "bad", "--input", TEXT)
+    assert answer.code == 5
+    assert "holdfast --debug run bad" in answer.complaint
+    assert "Traceback" in project.holdfast("--debug", "run", "bad", "--input", TEXT).err
+
+
+def test_a_new_database_is_upgraded_by_its_owner_and_only_then_used(
+    tmp_path: Path, empty_database: DatabaseUrls
+) -> None:
+    project = make_project(tmp_path, database_url=empty_database.app)
+    assert "holdfast db upgrade" in project.holdfast("runs").complaint
+    assert "HOLDFAST_OWNER_DATABASE_URL is not set" in project.holdfast("db", "upgrade").complaint
+    owner = {"HOLDFAST_OWNER_DATABASE_URL": empty_database.owner}
+    assert project.holdfast("db", "upgrade", **owner).out.startswith("applied 0001 ")
+    assert project.holdfast("db", "upgrade", **owner).out == "the database is up to date\n"
+    assert project.holdfast("runs").out == "no runs\n"
+
+
+def test_the_doctor_finds_a_sound_project_sound(project: Project) -> None:
+    answer = project.holdfast("doctor", "--json")
+    assert {check["what"]: check["status"] for check in answer.json} == dict.fromkeys(
+        ["packages", "layout", "settings", "policies", "models", "embedded", "graphs", "graph", "database", "queue"],
+        "ok",
+    )
+    assert (answer.code, answer.err) == (0, "")
+
+
+def test_the_doctor_says_what_is_amiss_and_what_to_do(project: Project) -> None:
+    project.holdfast("run", "my_graphs:asker", "--input", TEXT, "--detach")
+    (project.folder / "langgraph.json").write_text('{"graphs": {"lost": "absent:graph"}}', encoding="utf-8")
+    answer = project.holdfast(
+        "doctor", HOLDFAST_MODEL="openai:gpt-5-mini", OPENAI_API_KEY="", HOLDFAST_MODLE="openai:gpt-5-mini"
+    )
+    assert answer.code == 1
+    assert re.search(r"warn +settings +HOLDFAST_MODLE", answer.out)
+    assert re.search(r"warn +models +openai: OPENAI_API_KEY is not set", answer.out)
+    assert re.search(r"fail +graph +graph 'lost': absent cannot be imported", answer.out)
+    assert re.search(r"warn +queue +runs of asker wait", answer.out)
+
+
+def test_help_lists_the_commands_and_the_exit_codes(project: Project) -> None:
+    help_text = project.holdfast("--help").out
+    commands = ["demo", "run", "runs", "show", "events", "approve", "reject", "cancel", "db", "doctor", "worker"]
+    assert [name for name in commands if not re.search(rf"^  {name} ", help_text, re.MULTILINE)] == []
+    assert "3 the run waits for a person" in " ".join(help_text.split())
