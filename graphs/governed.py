@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.errors import GraphDrained
+from langgraph.errors import GraphBubbleUp, ParentCommand
 from langgraph.pregel import Pregel
 
 from holdfast.contracts.errors import NotGoverned, RunCancelled
@@ -127,8 +127,9 @@ async def _attached(
     except RunCancelled as stop:
         outcome = AttachedOutcome(status=RunStatus.CANCELLED, error=stop)
         raise
-    except GraphDrained:
-        outcome = AttachedOutcome(status=RunStatus.INTERRUPTED)
+    except GraphBubbleUp as signal:  # below another graph, whose affair the rest is
+        done = isinstance(signal, ParentCommand)
+        outcome = AttachedOutcome(status=RunStatus.COMPLETED if done else RunStatus.INTERRUPTED)
         raise
     except Exception as error:
         outcome = AttachedOutcome(status=RunStatus.FAILED, error=error)

@@ -1,6 +1,8 @@
 """A desk at which tests run governed graphs: the real doors on a store of choice, and an engine of a few lines."""
 
+import asyncio
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +11,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from holdfast.contracts.approvals import Approval, ApprovalStatus
+from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.events import EventDraft, EventKind
-from holdfast.contracts.ids import RunId, TenantId
+from holdfast.contracts.ids import BudgetId, RunId, TenantId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.ports import Store
-from holdfast.contracts.runs import Run, RunRequest, RunStatus, owner_of
+from holdfast.contracts.runs import Run, RunIdentity, RunRequest, RunStatus, owner_of
 from holdfast.contracts.tenancy import Principal, Tenant, TenantContext
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
@@ -72,60 +75,48 @@ class Desk:
         )
         return claim.run
 
+    def gate(self, policies: tuple[str, ...], default_model: str | None = None) -> tuple[Any, Any, str]:
+        """The two doors, and the version of their policies."""
+        policy, store, dice = CedarPolicy([default_text(), *policies]), self.store, SystemDice()
+        models = ModelGateway(
+            journal=store.journal,
+            ledger=store.ledger,
+            events=store.events,
+            policy=policy,
+            providers=Providers({}, default_model),
+            prices=Prices(),
+            clock=self.clock,
+            ids=self.ids,
+            dice=dice,
+        )
+        executor = ToolExecutor(journal=store.journal, events=store.events, policy=policy, ids=self.ids, dice=dice)
+        return models, executor, policy.version
+
     async def session(self, graph: Any, run: Run, **changes: Any) -> RunSession:
-        import asyncio
-        import math
-
-        from holdfast.contracts.deadline import Deadline
-        from holdfast.contracts.ids import BudgetId
-        from holdfast.contracts.runs import RunIdentity
-
-        policy = CedarPolicy([default_text(), *graph.governance.policies])
-        executor_terms: dict[str, Any] = {}
-        if "clock" in ToolExecutor.__init__.__kwdefaults__ or "clock" in ToolExecutor.__init__.__code__.co_varnames:
-            executor_terms["clock"] = self.clock
+        governance = graph.governance
+        models, executor, version = self.gate(governance.policies, governance.default_model)
         remaining = math.inf if run.remaining_seconds is None else run.remaining_seconds
+        identity = RunIdentity(
+            run_id=run.run_id, thread_id=run.thread_id, tenant_id=ACME, deadline_ms=None, policy_version=version
+        )
         facts: dict[str, Any] = {
-            "identity": RunIdentity(
-                run_id=run.run_id,
-                thread_id=run.thread_id,
-                tenant_id=ACME,
-                deadline_ms=None,
-                policy_version=policy.version,
-            ),
+            "identity": identity,
             "owner": owner_of(run, "here"),
-            "tenant": run.tenant.model_copy(update={"policy_version": policy.version}),
+            "tenant": run.tenant.model_copy(update={"policy_version": version}),
             "graph_name": run.graph_name,
             "limits": run.limits,
             "deadline": Deadline.after_seconds(remaining, clock=self.clock),
             "budgets": (BudgetId(run.run_id), await self.store.ledger.tenant_budget(ACME)),
-            "autonomy": graph.governance.autonomy or self.autonomy,
+            "autonomy": governance.autonomy or self.autonomy,
             "store": self.store,
-            "models": ModelGateway(
-                journal=self.store.journal,
-                ledger=self.store.ledger,
-                events=self.store.events,
-                policy=policy,
-                providers=Providers({}, graph.governance.default_model),
-                prices=Prices(),
-                clock=self.clock,
-                ids=self.ids,
-                dice=SystemDice(),
-            ),
-            "executor": ToolExecutor(
-                journal=self.store.journal,
-                events=self.store.events,
-                policy=policy,
-                ids=self.ids,
-                dice=SystemDice(),
-                **executor_terms,
-            ),
-            "toolset": graph.governance.toolset,
+            "models": models,
+            "executor": executor,
+            "toolset": governance.toolset,
             "clock": self.clock,
             "ids": self.ids,
             "loop": asyncio.get_running_loop(),
             "still_ours": lambda: True,
-            "default_model": graph.governance.default_model,
+            "default_model": governance.default_model,
             "node_slots": None if self.node_slots is None else asyncio.Semaphore(self.node_slots),
             "cleanup_seconds": self.cleanup_seconds,
         }

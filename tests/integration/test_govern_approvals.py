@@ -1,10 +1,11 @@
-"""A tool that policy wants a person to see: an interrupt, a row in the inbox, and the inbox's answer to this very call."""
+"""A tool that a person must see: an interrupt, a row in the inbox, and the inbox's answer to this very call."""
 
 import asyncio
 import operator
 from typing import Annotated, Any
 
 from governing import Desk, raising
+from langgraph.errors import GraphInterrupt
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
@@ -182,8 +183,8 @@ async def test_failure_beside_a_pause_is_a_failure():
     async def node(state: State, runtime: Runtime[RunContext]) -> dict:
         try:
             await runtime.context.tools.call("pay", {"order": "A"})
-        except BaseException as pause:
-            raise BaseExceptionGroup("both", [pause, ValueError("broken")]) from None
+        except GraphInterrupt as pause:
+            raise ExceptionGroup("both", [pause, ValueError("broken")]) from None
         return {}
 
     attempt = await Desk().start(Till().graph(node), {"x": "1"})
