@@ -34,6 +34,7 @@ locked as materialized (                -- a run of the same epoch and status ha
 claimed as (
     update runs r
        set status = 'running', epoch = r.epoch + 1, attempt = r.attempt + 1, claimed_at = clock_timestamp(),
+           takeovers = case r.status when 'running' then r.takeovers + 1 else 0 end,
            started_at = coalesce(r.started_at, clock_timestamp())
       from locked
      where r.run_id = locked.run_id

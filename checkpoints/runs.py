@@ -177,6 +177,7 @@ def _run(row: dict[str, Any]) -> Run:
         remaining_seconds=row["remaining_seconds"],
         epoch=row["epoch"],
         attempt=row["attempt"],
+        takeovers=row["takeovers"],
         max_attempts=row["max_attempts"],
         output=row["output"],
         next_action=row["next_action"],

@@ -129,7 +129,8 @@ class Leases(Protocol):
     ) -> Sequence[RunClaim]:
         """Up to `slots` queued runs, and runs whose lease has run out, of these graphs: their epoch goes up by one,
         their attempt too. `tenants=None`: of any tenant. Never two runs of one thread at a time, and never one
-        that is behind another on its thread. A run past its `max_attempts` is claimed too: its worker ends it."""
+        that is behind another on its thread. A run whose worker was lost `max_attempts` times in a row
+        is claimed too: its worker ends it."""
         ...
 
     async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:

@@ -68,6 +68,8 @@ class RunRequest:
     """The graph's context settings, plain JSON, nothing secret."""
     limits: Limits
     max_attempts: int = 5
+    """Attempts in a row that may lose their worker before the run counts as dead. Pauses for a person and orderly
+    shutdowns do not count."""
     trace_parent: str | None = None
     """W3C traceparent of the caller, so that every attempt links to it."""
     attached: bool = False
@@ -111,6 +113,8 @@ class Run:
     """Working time left, by the database's clock (what was left when parked, while parked); None: no deadline."""
     epoch: int
     attempt: int
+    takeovers: int
+    """Attempts in a row that ended because their worker was lost."""
     max_attempts: int
     output: Any
     next_action: str | None

@@ -78,7 +78,7 @@ class Coordinator:
         run = hold.claim.run
         if hold.cancel_requested:
             return Cancelled("asked before it was claimed", None)
-        if run.attempt > run.max_attempts:
+        if run.takeovers >= run.max_attempts:
             return _gave_up(run)
         try:
             graph = self._registry.get(run.graph_name, run.graph_version)
@@ -198,7 +198,7 @@ class Coordinator:
 
 def _gave_up(run: Run) -> Failed:
     error = PermanentDependency(
-        f"the run was given up after {run.max_attempts} attempts, none of which lived to its end",
+        f"the run was given up: {run.max_attempts} workers in a row were lost while they worked on it",
         attempts=run.max_attempts,
     )
     return Failed(error, None, "claim")

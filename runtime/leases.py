@@ -9,19 +9,21 @@ from holdfast.contracts.ports import Leases, Renewal
 from holdfast.contracts.runs import Owner, RunClaim
 from holdfast.runtime.clock import boot_seconds
 
+_MARGIN_SECONDS = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
     """How long a hold lasts and how it is kept. A beat every fifth leaves four to lose."""
 
     ttl_seconds: float = 15.0
-    margin_seconds: float = 3.0
-    """The worker lets go this much before the database does: C code that holds the GIL delays the beat
-    (1.5 s was seen), and what was sent at the last moment must not meet the next owner's."""
 
-    def __post_init__(self) -> None:
-        if self.ttl_seconds < 3 * self.margin_seconds:
-            raise ValueError(f"ttl_seconds={self.ttl_seconds} must be at least three times margin_seconds")
+    @property
+    def margin_seconds(self) -> float:
+        """The worker lets go this much before the database does: C code that holds the GIL delays the beat
+        (1.5 s was seen), and what was sent at the last moment must not meet the next owner's. A lease shorter than
+        the default has less of it: a fifth."""
+        return min(_MARGIN_SECONDS, self.ttl_seconds / 5)
 
     @property
     def beat_seconds(self) -> float:

@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -13,6 +13,7 @@ from holdfast.contracts.ids import BudgetId
 from holdfast.contracts.ports import Ids, Store
 from holdfast.contracts.runs import Owner, Run, RunIdentity
 from holdfast.contracts.tenancy import Principal
+from holdfast.contracts.tools import ToolTerms
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.tools import ToolExecutor
@@ -45,6 +46,10 @@ class Doors:
     node_slots: int
     """How many nodes of one run may work at once."""
     cleanup_seconds: float
+    tools: Mapping[str, ToolTerms] = field(default_factory=dict)
+    """The configuration's terms of tools by name, over what their authors declared."""
+    approval_expires_seconds: float = 604_800.0
+    """How long a person has to decide."""
 
     async def session(
         self,
@@ -79,7 +84,7 @@ class Doors:
             store=self.store,
             models=gate.models,
             executor=gate.executor,
-            toolset=governance.toolset,
+            toolset=governance.toolset.governed_by(self.tools),
             clock=self.clock,
             ids=self.ids,
             loop=asyncio.get_running_loop(),
@@ -89,4 +94,5 @@ class Doors:
             node_slots=asyncio.Semaphore(self.node_slots),
             cleanup_seconds=self.cleanup_seconds,
             approver=approver,
+            approval_expires_seconds=self.approval_expires_seconds,
         )

@@ -194,6 +194,7 @@ class MemoryRuns:
             remaining_seconds=seconds,
             epoch=1 if request.attached else 0,
             attempt=1 if request.attached else 0,
+            takeovers=0,
             max_attempts=request.max_attempts,
             output=None,
             next_action=None,
@@ -288,6 +289,7 @@ class MemoryLeases:
             status=RunStatus.RUNNING,
             epoch=epoch,
             attempt=run.attempt + 1,
+            takeovers=run.takeovers + 1 if run.status is RunStatus.RUNNING else 0,
             started_at=run.started_at or state.now(),
         )
         state.tables.runs[run.run_id] = row = replace(row, answers_seen=state.answers(run.run_id))
