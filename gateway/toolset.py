@@ -108,7 +108,8 @@ def tool(
 
     The model sees the function's name, docstring and parameters. `reconcile(idempotency_key)` tells what became of a
     call whose answer was lost; `preview(**arguments)` says in words what a call would do. A synchronous function runs
-    in a thread. Raises `ConfigurationError` for a function that a model could not call.
+    in a thread, which nothing can stop: after its timeout it is no longer waited for, but it runs on. Raises
+    `ConfigurationError` for a function that a model could not call.
     """
 
     def made(function: Callable[..., Any]) -> GovernedTool:

@@ -26,7 +26,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import Limits
-from holdfast.contracts.ports import Store
+from holdfast.contracts.ports import Dice, Store
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.contracts.tools import Effect, ToolRequest, ToolResult
@@ -198,13 +198,13 @@ def desk_over(store: Store, clock: Clock) -> MakeDesk:
     return make
 
 
-def executor(store: Store, *policies: str) -> ToolExecutor:
+def executor(store: Store, *policies: str, dice: Dice | None = None) -> ToolExecutor:
     return ToolExecutor(
         journal=store.journal,
         events=store.events,
         policy=CedarPolicy([default_text(), *policies]),
         ids=SystemIds(),
-        dice=FixedDice(),
+        dice=dice or FixedDice(),
         retry=QUICK,
         grace_seconds=0.01,
     )
@@ -519,6 +519,13 @@ async def test_a_preview_that_fails_says_so_and_the_question_is_asked_all_the_sa
     assert question.preview == "(no preview: no such order)"
 
 
+async def test_while_nobody_has_decided_the_question_stands(desk):
+    sent = Sent()
+    d = await desk(sent.tool(effect="external"), autonomy=Autonomy.SUPERVISED)
+    assert await d.call() == await d.again()
+    assert sent.calls == []
+
+
 # A call that fails
 
 
@@ -566,6 +573,31 @@ async def test_a_pause_beyond_the_deadline_is_not_waited_for(desk):
     d = await desk(sent.tool(effect="read"))
     assert (await d.call()).error_type == ErrorType.RATE_LIMITED
     assert len(sent.calls) == 1
+
+
+class WaitingDice(FixedDice):
+    """Says when a pause is about to begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thrown = asyncio.Event()
+
+    def fraction(self) -> float:
+        self.thrown.set()
+        return super().fraction()
+
+
+async def test_a_call_that_is_cancelled_between_two_sends_is_not_in_doubt(desk):
+    sent, dice = Sent([RateLimited("later", retry_after_seconds=60)]), WaitingDice()
+    d = await desk(sent.tool(effect="external"))
+    d.executor = executor(d.store, dice=dice)
+    task = asyncio.create_task(d.call())
+    await dice.thrown.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await d.record()).status == "failed"
+    assert (await d.again()).status == "ok"
 
 
 async def test_a_retry_that_the_budget_has_no_room_for_ends_the_node(desk):
@@ -727,6 +759,16 @@ async def test_a_look_up_that_fails_puts_the_call_before_a_person(desk):
     question = await d.again()
     assert question.kind == ApprovalKind.RECONCILE
     assert "the bank is down" in question.reason
+
+
+async def test_a_call_in_doubt_is_not_settled_after_the_deadline(timed_desk, clock):
+    sent = Sent([Killed()])
+    d = await timed_desk(sent.tool(effect="external", idempotent=True), limits=Limits(deadline_seconds=10))
+    with pytest.raises(Killed):
+        await d.call()
+    clock.advance(10)
+    assert (await d.again()).error_type == ErrorType.TIMEOUT
+    assert ((await d.record()).status, len(sent.calls)) == ("open", 1)
 
 
 async def doubted(desk: MakeDesk, *answers: Any) -> tuple[Desk, Sent]:

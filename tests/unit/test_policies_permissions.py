@@ -214,6 +214,13 @@ def test_a_request_that_cannot_be_put_to_cedar_is_denied_not_raised(default):
     assert (verdict.decision, verdict.rule) == (Decision.DENY, "policy.error")
 
 
+def test_a_forbid_that_fails_denies_though_cedar_would_skip_it():
+    overflow = '@id("over") forbid (principal, action, resource) when { 9223372036854775807 + 1 == 0 };'
+    verdict = CedarPolicy([default_text(), overflow]).decide(request(effect=Effect.READ))
+    assert (verdict.decision, verdict.rule) == (Decision.DENY, "policy.error")
+    assert "overflow" in verdict.reason
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
