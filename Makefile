@@ -23,7 +23,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup ## watch a governed run: agents, budget, deadline, an approval, one refund
-	$(PY) -m holdfast.server.cli demo
+	$(PY) -m holdfast demo
 
 test: setup ## run the tests on an embedded Postgres
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
