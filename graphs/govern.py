@@ -52,12 +52,14 @@ def govern(
     out, they are the graph's own name and a digest of its topology and its nodes' code. `tools` are LangChain tools
     and plain functions that the graph may call by name; `policies` are texts of Cedar rules that hold for it beside the
     configuration's. LangChain models and tools of the graph's own are carried
-    through the doors as they are. Raises `InvalidRequest` for what is not a compiled graph.
+    through the doors as they are. Raises `InvalidRequest` for what is not a compiled graph, or caches its nodes.
     """
     if isinstance(graph, StateGraph):
         raise InvalidRequest("govern() takes a compiled graph: write govern(builder.compile(), …)")
     if not isinstance(graph, Pregel):
         raise InvalidRequest(f"govern() takes a compiled LangGraph graph, not {type(graph).__name__}")
+    for each in graphs_of(graph):
+        _require_uncached(each)
     carry_langchain()
     pinned = version or signature(graph)
     for each in graphs_of(graph):
@@ -76,6 +78,15 @@ def govern(
     _adopt(graph, terms)
     assert_governed(graph)
     return graph
+
+
+def _require_uncached(graph: Compiled) -> None:
+    cached = [name for name, node in graph.nodes.items() if node.cache_policy is not None]
+    if cached or graph.cache_policy is not None:
+        raise InvalidRequest(
+            f"graph {graph.name!r} caches nodes ({', '.join(cached) or 'all'}): LangGraph's key knows no tenant, and its "
+            "hits pass every check by. Leave the cache policy out; the journal answers what a node has asked before"
+        )
 
 
 def graphs_of(graph: Compiled) -> list[Compiled]:

@@ -87,7 +87,7 @@ async def _ask(question: Question, identity: CallIdentity, *, session: RunSessio
                 rule=question.rule,
                 call_id=question.call_id,
                 identity_key=identity.key,
-                expires_in_seconds=question.expires_in_seconds,
+                expires_in_seconds=session.approval_expires_seconds,
             )
             await _put(session, request)
             await underway().others()  # pausing cancels them, and what was sent must come back first
@@ -142,6 +142,7 @@ async def ask_for(session: RunSession, pause: GraphInterrupt, *, node: str, task
                 task_id=task_id,
                 payload=_shown(question.value),
                 allowed=_allowed(question.value),
+                expires_in_seconds=session.approval_expires_seconds,
             )
             await _put(session, request)
 

@@ -22,6 +22,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import BudgetState
 from holdfast.contracts.scope import Scope, current_scope, entered
 from holdfast.nodes.asking import merged
+from holdfast.nodes.inside import fatal_as_itself
 from holdfast.nodes.session import RunSession, session_of
 from holdfast.policies.budget import share
 from holdfast.telemetry.spans import node_span
@@ -113,7 +114,7 @@ class _Fan:
             task_id = own.locate().task_id
             try:
                 with entered(own), node_span(own):
-                    value = await _in_time(specialist, own)
+                    value = await fatal_as_itself(_in_time(specialist, own))
             except GraphInterrupt as pause:
                 return pause
             except (RunCancelled, StoreUnavailable):

@@ -1,13 +1,16 @@
 """Which door this code is inside of: what a door itself calls on its way out must not be carried through it again."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp
 
 from holdfast.contracts.errors import HoldfastError
+
+T = TypeVar("T")
 
 _asking_model: ContextVar[bool] = ContextVar("holdfast_asking_model", default=False)
 _performing: ContextVar[BaseTool | None] = ContextVar("holdfast_performing", default=None)
@@ -19,6 +22,23 @@ class Fatal(GraphBubbleUp):
     def __init__(self, error: HoldfastError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+async def fatal_as_itself(work: Awaitable[T]) -> T:
+    """The result of `work`; a `Fatal` in what it raises, in a group too, is raised as the error it carries."""
+    try:
+        return await work
+    except Fatal as end:
+        raise end.error from end
+    except BaseExceptionGroup as group:
+        if (fatal := group.subgroup(Fatal)) is not None:
+            raise _first(fatal).error from group
+        raise
+
+
+def _first(group: BaseExceptionGroup[Fatal]) -> Fatal:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 @contextmanager

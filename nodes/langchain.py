@@ -15,7 +15,8 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.language_models.llms import BaseLLM
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.tools import Tool as SimpleTool
 
 from holdfast.contracts.errors import NotGoverned
 from holdfast.contracts.scope import scope_here
@@ -43,6 +44,8 @@ def carry_langchain() -> None:
         (BaseLLM, "agenerate", _refused_completion),
         (BaseLLM, "stream", _refused_completion),
         (BaseLLM, "astream", _refused_completion),
+        (StructuredTool, "ainvoke", _on_the_loop),
+        (SimpleTool, "ainvoke", _on_the_loop),
         (BaseTool, "arun", _use),
         (BaseTool, "run", _use_from_thread),
     ):
@@ -127,6 +130,18 @@ def _refused(original: Callable[..., Any], what: str, instead: str) -> Callable[
         return original(self, *args, **options)
 
     return call
+
+
+def _on_the_loop(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A synchronous tool's `ainvoke` would wait for the executor in one of the loop's few threads, while the executor
+    may need one to ask the tool for its preview. Carried, it waits on the loop, and only its body has a thread."""
+
+    async def use(self: BaseTool, *args: Any, **options: Any) -> Any:
+        if scope_here() is None or is_performing(self):
+            return await original(self, *args, **options)
+        return await BaseTool.ainvoke(self, *args, **options)
+
+    return use
 
 
 def _use(original: Callable[..., Any]) -> Callable[..., Any]:

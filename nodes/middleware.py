@@ -23,7 +23,7 @@ from holdfast.contracts.errors import DeadlineExceeded, HoldfastError, LeaseLost
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.scope import Scope, entered, scope_here
 from holdfast.nodes.asking import ask_for, pause_in, settle_host_answers
-from holdfast.nodes.inside import Fatal
+from holdfast.nodes.inside import fatal_as_itself
 from holdfast.nodes.place import Place, locator, task_id_of
 from holdfast.nodes.session import RunSession, session_here
 from holdfast.nodes.underway import collecting
@@ -55,10 +55,7 @@ async def _step(
     if session.owner.attached:
         await settle_host_answers(session, config)
     try:
-        result = await _in_time(session, scope, place, work)
-    except Fatal as end:
-        await _failed(session, place, task_id, end.error)
-        raise end.error from end
+        result = await fatal_as_itself(_in_time(session, scope, place, work))
     except GraphBubbleUp as signal:
         await _signalled(session, place, task_id, signal)
         raise
@@ -102,17 +99,16 @@ def _require_go(session: RunSession, place: Place) -> None:
 
 
 def _open_scope(session: RunSession, place: Place, config: RunnableConfig) -> Scope:
-    """The node's scope. Below a specialist it has the specialist's budget, deadline and name."""
+    """The node's scope. Below a specialist it has the specialist's budget and deadline."""
     outer = scope_here()
     terms = outer or session
-    below_specialist = outer is not None and outer.agent_name != outer.node
     return Scope(
         run=session.identity,
         owner=session.owner,
         tenant=session.tenant,
         graph_name=session.graph_name,
         node=place.node,
-        agent_name=outer.agent_name if outer is not None and below_specialist else place.node,
+        agent_name=_agent_name(place, config, outer),
         deadline=terms.deadline,
         limits=terms.limits,
         budgets=terms.budgets,
@@ -123,6 +119,13 @@ def _open_scope(session: RunSession, place: Place, config: RunnableConfig) -> Sc
         still_ours=session.still_ours,
         fork=session.fork,
     )
+
+
+def _agent_name(place: Place, config: RunnableConfig, outer: Scope | None) -> str:
+    """Whose calls these are: what LangChain names the agent, or the specialist or agent around it, or the node."""
+    if named := (config.get("metadata") or {}).get("lc_agent_name"):
+        return str(named)
+    return outer.agent_name if outer is not None and outer.agent_name != outer.node else place.node
 
 
 @asynccontextmanager
@@ -150,6 +153,7 @@ async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callab
     """The result of `work`, or `DeadlineExceeded`. Whatever `work` has started is stopped before this returns."""
     with collecting() as started:
         task = asyncio.ensure_future(_awaited(work))
+        task.add_done_callback(_look_at)
         try:
             await asyncio.wait({task}, timeout=_seconds(scope.deadline))
             if not task.done():
@@ -176,7 +180,6 @@ async def _stopped(tasks: set[asyncio.Future[Any]], seconds: float, place: Place
     running = {task for task in tasks if not task.done()}
     for task in running:
         task.cancel()
-        task.add_done_callback(_look_at)
     if running:
         _, stubborn = await asyncio.wait(running, timeout=seconds)
         if stubborn:

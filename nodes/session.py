@@ -79,6 +79,8 @@ class RunSession:
     """How long a node that was cancelled may clean up before it is left behind."""
     approver: Principal | None = None
     """Attached runs only: who decides when the host itself resumes an interrupt."""
+    approval_expires_seconds: float = 604_800.0
+    """How long a person has to decide."""
     interrupted: bool = False
     """Whether a node of this attempt paused for a person."""
     asked: set[str] = field(default_factory=set)

@@ -264,3 +264,17 @@ async def test_budget_that_is_spent_ends_the_node_unless_partial_results_are_all
     attempt = await Desk().start(graph_of(node), {"x": "1"}, limits=Limits(max_tool_calls=0))
     with pytest.raises(BudgetExceeded), raising(attempt):
         pass
+
+
+async def test_budget_spent_by_a_langchain_tool_call_is_the_specialists_failure():
+    async def as_an_agent_would() -> Any:
+        call = {"type": "tool_call", "id": "1", "name": "look", "args": {"order": "A"}}
+        return await look.ainvoke(call)
+
+    async def node(state: State) -> dict:
+        [outcome] = await fan_out([Specialist("one", as_an_agent_would, 0.5)], limit=1, allow_partial=True)
+        return {"log": [outcome.error.error_type]}
+
+    attempt = await Desk().start(graph_of(node), {"x": "1"}, limits=Limits(max_tool_calls=0))
+    with raising(attempt):
+        assert attempt.output["log"] == [ErrorType.BUDGET_EXCEEDED]

@@ -11,12 +11,14 @@ from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
+from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.approvals import ApprovalKind
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.runs import RunStatus
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
 from holdfast.nodes.context import RunContext
+from holdfast.runtime.entropy import SystemIds
 
 
 class State(TypedDict, total=False):
@@ -205,3 +207,40 @@ async def test_approval_of_one_run_does_not_pay_for_the_next_on_its_thread():
     with raising(second):
         assert (len(await second.inbox()), till.paid) == (1, ["A"])
     assert second.run.thread_id == first.run.thread_id
+
+
+async def test_tool_that_pauses_in_its_body_after_its_approval_goes_on_with_the_answer():
+    done = []
+
+    @tool(effect="external")
+    async def pay(order: str) -> dict:
+        """Pay, once the till is open."""
+        till = interrupt("is the till open?")
+        done.append(order)
+        return {"paid": order, "till": till}
+
+    builder = StateGraph(State, context_schema=RunContext).add_node("node", pay_once).add_edge(START, "node")
+    graph = govern(builder.compile(), name="till", tools=[pay])
+    attempt = await answered(await Desk().start(graph, {"x": "1"}), ("approve", {}), ("respond", {"value": "yes"}))
+    with raising(attempt):
+        assert attempt.output["log"][:2] == ["ok", {"paid": "A", "till": "yes"}]
+    assert done == ["A"]
+
+
+async def test_answers_do_not_mix_on_postgres_either(database):
+    async def node(state: State, runtime: Runtime[RunContext]) -> dict:
+        first = await runtime.context.tools.call("pay", {"order": "A"})
+        colour = interrupt("which colour?")
+        second = await runtime.context.tools.call("pay", {"order": "B"})
+        return {"log": [first.output, colour, second.output]}
+
+    till, desk = Till(), Desk(store=PostgresStore(database, SystemIds()))
+    attempt = await answered(
+        await desk.start(till.graph(node), {"x": "1"}),
+        ("approve", {}),
+        ("respond", {"value": "red"}),
+        ("edit", {"args": {"order": "C"}}),
+    )
+    with raising(attempt):
+        assert attempt.output["log"] == [{"paid": "A"}, "red", {"paid": "C"}]
+    assert till.paid == ["A", "C"]

@@ -11,7 +11,7 @@ from langgraph.errors import NodeError
 from langgraph.func import entrypoint, task
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
-from langgraph.types import Command, RetryPolicy, Send
+from langgraph.types import CachePolicy, Command, RetryPolicy, Send
 from typing_extensions import TypedDict
 
 from holdfast.contracts.calls import CallIdentity
@@ -500,3 +500,9 @@ async def test_node_places_bound_how_many_work_at_once_and_nesting_does_not_dead
     with raising(await Desk(node_slots=2).start(govern(builder.compile(), name="wide"), {"x": "1"})):
         pass
     assert most == 2
+
+
+async def test_graph_that_caches_its_nodes_is_refused():
+    graph = one(timed, cache_policy=CachePolicy()).compile()
+    with pytest.raises(InvalidRequest, match="knows no tenant"):
+        govern(graph, name="cached")
