@@ -84,8 +84,8 @@ def _require_uncached(graph: Compiled) -> None:
     cached = [name for name, node in graph.nodes.items() if node.cache_policy is not None]
     if cached or graph.cache_policy is not None:
         raise InvalidRequest(
-            f"graph {graph.name!r} caches nodes ({', '.join(cached) or 'all'}): LangGraph's key knows no tenant, and its "
-            "hits pass every check by. Leave the cache policy out; the journal answers what a node has asked before"
+            f"graph {graph.name!r} caches nodes ({', '.join(cached) or 'all'}): their key knows no tenant, and "
+            "its hits pass every check by. Leave the cache policy out; the journal answers what a node has asked before"
         )
 
 
