@@ -35,6 +35,7 @@ claimed as (
     update runs r
        set status = 'running', epoch = r.epoch + 1, attempt = r.attempt + 1, claimed_at = clock_timestamp(),
            takeovers = case r.status when 'running' then r.takeovers + 1 else 0 end,
+           parked = r.parked and r.status = 'queued',
            started_at = coalesce(r.started_at, clock_timestamp())
       from locked
      where r.run_id = locked.run_id

@@ -178,6 +178,7 @@ def _run(row: dict[str, Any]) -> Run:
         epoch=row["epoch"],
         attempt=row["attempt"],
         takeovers=row["takeovers"],
+        parked=row["parked"],
         max_attempts=row["max_attempts"],
         output=row["output"],
         next_action=row["next_action"],

@@ -73,7 +73,7 @@ with answered as (
      where r.run_id = %(run_id)s),
 parked as (
     update runs r
-       set status = case when already then 'queued' else 'interrupted' end,
+       set status = case when already then 'queued' else 'interrupted' end, parked = true,
            next_action = case when already then null else %(next_action)s end,
            remaining_ms = case when not already and r.deadline_at is not null
                                then greatest(0, extract(epoch from r.deadline_at - clock_timestamp()) * 1000) end,
@@ -98,7 +98,7 @@ select pg_notify('holdfast_runs', '') from ended
 -- name: requeue_run
 -- Hand a run back to the queue, and wake a worker.
 with queued as (
-    update runs set status = 'queued' where run_id = %(run_id)s returning run_id)
+    update runs set status = 'queued', parked = false where run_id = %(run_id)s returning run_id)
 select pg_notify('holdfast_runs', '') from queued
 
 -- name: drop_lease

@@ -115,6 +115,8 @@ class Run:
     attempt: int
     takeovers: int
     """Attempts in a row that ended because their worker was lost."""
+    parked: bool
+    """Whether the attempt before this one ended by parking the run, so that nothing was answered since."""
     max_attempts: int
     output: Any
     next_action: str | None

@@ -126,18 +126,22 @@ class Coordinator:
         stored an answer before the crash, and would give a second copy of it to the task's next interrupt. What is
         asked again in this attempt is certainly unanswered, and is resumed by id.
         """
-        given: set[str] = set()
+        given: dict[str, Any] = {}
         value = await self._entry(attempt)
+        if value is None and attempt.run.parked:
+            snapshot = await attempt.graph.aget_state(attempt.config)
+            given = await self._answers(attempt.run, {interrupt.id for interrupt in snapshot.interrupts})
+            value = Command(resume=given) if given else None
         while True:
             output = await self._invoke(attempt, value)
             if not output.interrupts:
                 return Completed(plain_output(output.value))
             answers = await self._answers(attempt.run, {interrupt.id for interrupt in output.interrupts})
-            if repeated := given & answers.keys():
+            if repeated := given.keys() & answers.keys():
                 raise InvariantViolated(f"interrupt {min(repeated)} was answered and asked again under the same id")
             if not answers:
                 return Rested(len(output.interrupts))
-            given |= answers.keys()
+            given |= answers
             value = Command(resume=answers)
 
     async def _entry(self, attempt: _Attempt) -> Any:

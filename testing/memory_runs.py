@@ -124,9 +124,9 @@ class MemoryRuns:
             tables.leases.pop(owner.run_id, None)
             self._state.write(owner.run_id, event)
             if self._state.answers(owner.run_id) > row.answers_seen and not owner.attached:
-                self._state.change_run(owner.run_id, status=RunStatus.QUEUED)
+                self._state.change_run(owner.run_id, status=RunStatus.QUEUED, next_action=None, parked=True)
                 return RunStatus.QUEUED
-            self._state.change_run(owner.run_id, status=RunStatus.INTERRUPTED, next_action=next_action)
+            self._state.change_run(owner.run_id, status=RunStatus.INTERRUPTED, next_action=next_action, parked=True)
             self._state.stop_clock(owner.run_id)
             return RunStatus.INTERRUPTED
 
@@ -155,7 +155,7 @@ class MemoryRuns:
         with self._state.commit() as tables:
             self._state.hold(owner)
             tables.leases.pop(owner.run_id, None)
-            self._state.change_run(owner.run_id, status=RunStatus.QUEUED)
+            self._state.change_run(owner.run_id, status=RunStatus.QUEUED, parked=False)
             self._state.write(owner.run_id, event)
 
     def _admitted_before(self, known: RunRow, request: RunRequest) -> Run:
@@ -195,6 +195,7 @@ class MemoryRuns:
             epoch=1 if request.attached else 0,
             attempt=1 if request.attached else 0,
             takeovers=0,
+            parked=False,
             max_attempts=request.max_attempts,
             output=None,
             next_action=None,
@@ -289,6 +290,7 @@ class MemoryLeases:
             status=RunStatus.RUNNING,
             epoch=epoch,
             attempt=run.attempt + 1,
+            parked=run.parked and run.status is RunStatus.QUEUED,
             takeovers=run.takeovers + 1 if run.status is RunStatus.RUNNING else 0,
             started_at=run.started_at or state.now(),
         )

@@ -34,6 +34,7 @@ create table runs (
     epoch            bigint not null default 0,
     attempt          integer not null default 0,
     takeovers        integer not null default 0,  -- attempts in a row whose worker was lost
+    parked           boolean not null default false,  -- the last attempt ended by parking the run for a person
     max_attempts     integer not null,
     output           jsonb,
     next_action      text,
@@ -232,8 +233,8 @@ create policy the_engine_sees_all on tenants   to holdfast_engine using (true);
 create policy the_engine_sees_all on run_heads to holdfast_engine using (true);
 create policy the_engine_sees_all on events    to holdfast_engine using (true);
 grant select (run_id, tenant_id, thread_id, graph_name, graph_version, status, deadline_at, remaining_ms, epoch, attempt,
-              takeovers, max_attempts, cancel_requested, attached, created_at, started_at) on runs to holdfast_engine;
-grant update (status, epoch, attempt, takeovers, started_at, claimed_at) on runs to holdfast_engine;
+              takeovers, parked, max_attempts, cancel_requested, attached, created_at, started_at) on runs to holdfast_engine;
+grant update (status, epoch, attempt, takeovers, parked, started_at, claimed_at) on runs to holdfast_engine;
 grant select, insert, update, delete on leases to holdfast_engine;
 grant select (approval_id, tenant_id, run_id, status, expires_at) on approvals to holdfast_engine;
 grant select (tenant_id) on tenants to holdfast_engine;
