@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.invariants import violations
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.tenants import PostgresTenants
 from holdfast.contracts.errors import InvariantViolated
@@ -12,7 +13,7 @@ from holdfast.contracts.ids import TenantId
 from holdfast.contracts.tenancy import Principal
 from holdfast.runtime.entropy import SystemIds
 
-_SQL = load_queries("holdfast.checkpoints.database", "invariants.sql")
+_SQL = load_queries("holdfast.checkpoints.invariants", "invariants.sql")
 _ANYBODY = Principal(user_id="invariants", tenants=None)
 _SHOWN = 3
 _WITNESSES = {
@@ -86,12 +87,8 @@ async def check(database: Database, *, tenants: Sequence[TenantId] | None = None
     Each is one statement and sees one moment, so this can be asked of a database that is at work.
     """
     seen = tenants if tenants is not None else await PostgresTenants(database, SystemIds()).names(principal=_ANYBODY)
-    async with database.tenants(seen) as conn:
-        findings = []
-        for invariant in INVARIANTS:
-            rows = await (await conn.execute(_SQL[invariant.name])).fetchall()
-            findings.append(Finding(invariant, tuple(f"{row['subject']}: {row['detail']}" for row in rows)))
-        return findings
+    found = await violations(database, tenants=seen)
+    return [Finding(invariant, tuple(found[invariant.name])) for invariant in INVARIANTS]
 
 
 async def assert_invariants(database: Database) -> Sequence[Finding]:

@@ -107,6 +107,9 @@ async def test_an_unknown_outcome_keeps_its_reservation_until_it_is_reconciled(s
     )
     assert (lost.status, lost.usage, lost.closed_at) == ("unknown", Usage(), None)
     assert (await scene.budget(owner)).reserved == ONE_TOOL_CALL
+    kinds = await scene.kinds(owner)
+    assert await scene.store.journal.close(owner, outcome(wanted.call_id, OutcomeStatus.UNKNOWN), event=LOST) == lost
+    assert await scene.kinds(owner) == kinds
     assert isinstance(await scene.store.journal.open(owner, wanted, event=INTENDED), Unknown)
     found = await scene.store.journal.close(owner, outcome(wanted.call_id), event=RETURNED)
     assert (found.status, found.error_type) == ("returned", None)
@@ -156,13 +159,13 @@ async def test_a_recorded_failure_is_opened_again_only_if_it_may_be_tried_again(
 async def test_a_call_that_is_opened_again_keeps_what_its_failed_send_has_used(scene: Scene):
     owner = await scene.running()
     await scene.store.journal.open(owner, (wanted := intent(owner)), event=INTENDED)
-    failure = outcome(wanted.call_id, OutcomeStatus.FAILED, error_type=ErrorType.RATE_LIMITED)
+    failure = outcome(wanted.call_id, OutcomeStatus.FAILED, usage=PAID, error_type=ErrorType.RATE_LIMITED)
     await scene.store.journal.close(owner, failure, event=FAILED)
     again = await scene.store.journal.open(owner, wanted, event=INTENDED)
-    assert (again.record.sends, again.record.status, again.record.usage) == (2, "open", ONE_TOOL_CALL)
+    assert (again.record.sends, again.record.status, again.record.usage) == (2, "open", PAID)
     assert (again.record.error_type, again.record.closed_at) == (None, None)
     record = await scene.store.journal.close(owner, outcome(wanted.call_id), event=RETURNED)
-    assert record.usage == (await scene.budget(owner)).spent == Usage(tool_calls=2)
+    assert record.usage == (await scene.budget(owner)).spent == PAID + ONE_TOOL_CALL
 
 
 async def test_a_call_that_is_sent_again_counts_what_the_first_send_reserved_as_spent(scene: Scene):

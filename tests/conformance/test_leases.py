@@ -106,6 +106,15 @@ async def test_a_run_past_its_attempts_is_claimed_so_that_a_worker_can_end_it(sc
     assert (claim.run.attempt, claim.run.max_attempts) == (2, 1)
 
 
+async def test_lost_workers_in_a_row_are_counted_and_a_pause_is_none(scene: Scene):
+    await queue(scene)
+    lost = [(await scene.claim(f"worker-{n}", ttl=0))[0] for n in range(3)]
+    assert [claim.run.takeovers for claim in lost] == [0, 1, 2]
+    await scene.store.runs.release(lost[-1].owner, event=event(EventKind.RUN_RELEASED))
+    [claim] = await scene.claim("worker-4")
+    assert (claim.run.takeovers, claim.run.attempt) == (0, 4)
+
+
 async def test_workers_at_the_same_time_never_claim_one_run_twice(scene: Scene):
     runs = [await queue(scene) for _ in range(6)]
     claims = await asyncio.gather(*(scene.claim(f"worker-{n}", slots=3) for n in range(4)))
