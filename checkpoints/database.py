@@ -10,7 +10,7 @@ off by the network) is found out here: a transaction that is not over in time ha
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -135,7 +135,7 @@ class Database:
                 f"{UPGRADE}"
             )
 
-    async def listen(self) -> AsyncIterator[str]:
+    async def listen(self) -> AsyncGenerator[str]:
         """The payloads of the notifications that there is work, and `""` after every (re)connection.
 
         A hint, never the truth: what was notified while the connection was lost is not repeated, so whoever listens

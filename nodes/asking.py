@@ -19,7 +19,6 @@ from holdfast.contracts.approvals import (
     DecisionType,
     Question,
     Ruling,
-    grant_digest,
 )
 from holdfast.contracts.calls import CallIdentity
 from holdfast.contracts.canonical import plain
@@ -31,10 +30,11 @@ from holdfast.gateway.toolset import Toolset
 from holdfast.nodes.place import Answer, answers, pass_question
 from holdfast.nodes.session import RunSession
 from holdfast.nodes.underway import underway
+from holdfast.policies.rulings import answer as answer_to
+from holdfast.policies.rulings import granted_digest, recorded_decision
 from holdfast.policies.tenancy import require_may_decide
 from holdfast.telemetry.spans import trace_ids
 
-_EXPIRED = {"type": "reject", "message": "Nobody decided in time; the request has expired."}
 _SHOWN_CHARACTERS = 200
 
 
@@ -56,7 +56,7 @@ async def _latest(session: RunSession, identity: CallIdentity) -> Approval | Non
     asked = await session.approvals.of_call(session.owner.tenant_id, session.owner.thread_id, identity.key)
     for approval in asked:
         if approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN):
-            pass_question(answer_of(approval))
+            pass_question(answer_to(approval))
     latest = asked[-1] if asked else None
     return None if latest is not None and _ran_out(latest, session) else latest
 
@@ -101,11 +101,6 @@ def hitl_request(question: Question) -> dict[str, Any]:
         "action_requests": [{"name": question.tool_name, "args": question.args, "description": description}],
         "review_configs": [{"action_name": question.tool_name, "allowed_decisions": list(question.allowed)}],
     }
-
-
-def answer_of(approval: Approval) -> dict[str, Any]:
-    """The decision in the form in which LangChain's middleware would be resumed."""
-    return {"decisions": [dict(approval.decision or _EXPIRED)]}
 
 
 def pause_in(error: BaseException) -> GraphInterrupt | None:
@@ -194,14 +189,14 @@ async def _decide(session: RunSession, approval: Approval, answer: Answer) -> No
     if principal is None:
         raise InvalidRequest(f"interrupt {answer.interrupt_id} was answered, but the host has nobody to decide as")
     require_may_decide(principal, approval)
-    ruling, decision = _ruling(approval, answer.value)
+    ruling = _ruling(approval, answer.value)
     await session.approvals.decide(
         principal,
         approval.tenant_id,
         approval.id,
         ruling,
-        decision=decision,
-        granted_digest=_granted(approval, ruling),
+        decision=recorded_decision(approval, ruling),
+        granted_digest=granted_digest(approval, ruling),
         event=EventDraft(
             kind=EventKind.APPROVAL_DECIDED,
             node=approval.node,
@@ -211,25 +206,24 @@ async def _decide(session: RunSession, approval: Approval, answer: Answer) -> No
     )
 
 
-def _ruling(approval: Approval, value: Any) -> tuple[Ruling, dict[str, Any]]:
-    """The host's answer as a ruling and as a decision. One to a tool that cannot be read is a no."""
+def _ruling(approval: Approval, value: Any) -> Ruling:
+    """The host's answer as a ruling. One to a tool that cannot be read is a no."""
     if approval.kind is ApprovalKind.QUESTION:
-        return Ruling(type="respond", value=value), {"type": "respond", "message": str(value), "value": value}
+        return Ruling(type="respond", value=value)
     decision = _first_decision(value)
     match decision.get("type"):
         case "approve" if "approve" in approval.allowed:
-            return Ruling(type="approve"), decision
+            return Ruling(type="approve")
         case "edit" if "edit" in approval.allowed and isinstance(decision.get("edited_action"), Mapping):
-            return Ruling(type="edit", args=dict(decision["edited_action"].get("args") or {})), decision
+            return Ruling(type="edit", args=dict(decision["edited_action"].get("args") or {}))
         case "respond" if "respond" in approval.allowed:
-            answer = decision.get("value", decision.get("message"))
-            return Ruling(type="respond", value=answer), {"message": str(answer), "value": answer, **decision}
+            return Ruling(type="respond", value=decision.get("value", decision.get("message")))
         case "reject":
-            message = str(decision.get("message") or "A person said no.")
+            return Ruling(type="reject", message=str(decision.get("message") or "A person said no."))
         case _:
             shown = repr(value)[:_SHOWN_CHARACTERS]
             message = f'The answer {shown} is no decision; one looks like {{"decisions": [{{"type": "approve"}}]}}.'
-    return Ruling(type="reject", message=message), {"type": "reject", "message": message}
+            return Ruling(type="reject", message=message)
 
 
 def _first_decision(value: Any) -> dict[str, Any]:
@@ -237,11 +231,3 @@ def _first_decision(value: Any) -> dict[str, Any]:
     if isinstance(decisions, Sequence) and not isinstance(decisions, str) and decisions:
         decisions = decisions[0]
     return dict(decisions) if isinstance(decisions, Mapping) else {}
-
-
-def _granted(approval: Approval, ruling: Ruling) -> str | None:
-    if approval.kind is not ApprovalKind.TOOL or approval.tool_name is None or approval.policy_version is None:
-        return None
-    if ruling.type == "edit":
-        return grant_digest(approval.tool_name, ruling.args or {}, approval.policy_version)
-    return approval.args_digest if ruling.type == "approve" else None

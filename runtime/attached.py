@@ -6,6 +6,7 @@ from typing import Any
 from langgraph.types import Command
 
 from holdfast.contracts.classification import translated
+from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run, RunRequest, RunStatus, owner_of
@@ -24,7 +25,8 @@ from holdfast.telemetry.spans import trace_parent
 class AttachedTerms:
     """On whose behalf a host's invocations run."""
 
-    tenant_id: TenantId
+    tenant_id: TenantId | None
+    """None: there are several tenants, and none of them is meant; nothing can be hosted then."""
     principal: Principal
     limits: Limits | None = None
     """None: the tenant's defaults."""
@@ -57,7 +59,7 @@ class Attachments:
 
     async def _admit(self, request: AttachedRequest, key: str) -> Run:
         terms = self._terms
-        tenant = await self._doors.store.tenants.get(terms.tenant_id)
+        tenant = await self._doors.store.tenants.get(self._tenant_id())
         governance = request.graph.governance
         value = None if isinstance(request.input, Command) else request.input
         kind, data = inputs.stored(value)
@@ -68,7 +70,7 @@ class Attachments:
                 graph_name=governance.name,
                 graph_version=governance.version,
                 tenant=TenantContext(
-                    tenant_id=terms.tenant_id,
+                    tenant_id=tenant.tenant_id,
                     user_id=terms.principal.user_id,
                     roles=terms.principal.roles,
                     data_scopes=terms.principal.data_scopes,
@@ -85,9 +87,17 @@ class Attachments:
 
     async def _resting(self, key: str) -> Run | None:
         runs = await self._doors.store.runs.find(
-            self._terms.tenant_id, thread_key=key, status=RunStatus.INTERRUPTED, limit=1
+            self._tenant_id(), thread_key=key, status=RunStatus.INTERRUPTED, limit=1
         )
         return runs[0] if runs and runs[0].attached else None
+
+    def _tenant_id(self) -> TenantId:
+        if self._terms.tenant_id is None:
+            raise InvalidRequest(
+                "there are several tenants: say whose run it is when a graph is invoked by itself or by another engine "
+                "(attached_tenant, HOLDFAST_ATTACHED_TENANT), or start it with Runtime.start(…, tenant=…)"
+            )
+        return self._terms.tenant_id
 
     def _thread_key(self, request: AttachedRequest) -> str:
         key = (request.config.get("configurable") or {}).get("thread_id")

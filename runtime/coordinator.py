@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,9 @@ from holdfast.contracts.errors import (
 from holdfast.contracts.ids import BudgetId
 from holdfast.contracts.runs import Run
 from holdfast.nodes.session import RunSession, entered_session
-from holdfast.runtime import decisions, endings
+from holdfast.policies import rulings
+from holdfast.runtime import breakpoints, endings
+from holdfast.runtime.breakpoints import has_breakpoints, refused, stands_before_one
 from holdfast.runtime.endings import Cancelled, Completed, Ending, Failed, Lost, Released, Rested
 from holdfast.runtime.leases import Hold
 from holdfast.runtime.outputs import plain_output
@@ -58,10 +61,13 @@ class _Attempt:
 class Coordinator:
     """Owns the lifecycle of an attempt. It never raises for what happens inside a run: that becomes the ending."""
 
-    def __init__(self, *, doors: Doors, registry: Registry, saver_for: SaverFor) -> None:
+    def __init__(
+        self, *, doors: Doors, registry: Registry, saver_for: SaverFor, assert_governed: Callable[[Graph], None]
+    ) -> None:
         self._doors = doors
         self._registry = registry
         self._saver_for = saver_for
+        self._assert_governed = assert_governed
 
     async def execute(self, hold: Hold, control: RunControl) -> None:
         """Run the graph of a claimed run until it ends, rests, is drained or is lost, and commit which it was."""
@@ -82,7 +88,8 @@ class Coordinator:
             return _gave_up(run)
         try:
             graph = self._registry.get(run.graph_name, run.graph_version)
-        except NotFound as error:
+            self._assert_governed(graph)  # somebody may have changed its nodes since
+        except (NotFound, InvariantViolated) as error:
             return Failed(error, None, "hydrate")
         attempt = _Attempt(
             run,
@@ -117,7 +124,7 @@ class Coordinator:
             return Cancelled(stop.message, await self._state(attempt))
         except Exception as error:  # noqa: BLE001  # a run's failure is its ending, whatever raised it
             failure = _failure(error, attempt)
-            return Failed(failure, await self._state(attempt), str(failure.facts.get("node", "run")))
+            return Failed(failure, await self._state(attempt), attempt.session.failed_node or "run")
 
     async def _drive(self, attempt: _Attempt) -> Ending:
         """Invoke the graph; whenever it pauses for what a person has decided already, go on at once.
@@ -128,6 +135,8 @@ class Coordinator:
         """
         given: dict[str, Any] = {}
         value = await self._entry(attempt)
+        if value is None and (stop := await self._stop_at_breakpoint(attempt, entering=True)) is not None:
+            return stop
         if value is None and attempt.run.parked:
             snapshot = await attempt.graph.aget_state(attempt.config)
             given = await self._answers(attempt.run, {interrupt.id for interrupt in snapshot.interrupts})
@@ -135,7 +144,8 @@ class Coordinator:
         while True:
             output = await self._invoke(attempt, value)
             if not output.interrupts:
-                return Completed(plain_output(output.value))
+                stop = await self._stop_at_breakpoint(attempt, entering=False)
+                return stop or Completed(plain_output(output.value))
             answers = await self._answers(attempt.run, {interrupt.id for interrupt in output.interrupts})
             if repeated := given.keys() & answers.keys():
                 raise InvariantViolated(f"interrupt {min(repeated)} was answered and asked again under the same id")
@@ -164,12 +174,26 @@ class Coordinator:
                 version="v2",
             )
 
+    async def _stop_at_breakpoint(self, attempt: _Attempt, *, entering: bool) -> Ending | None:
+        """Rest where the graph has a breakpoint and nobody has given leave yet; None: go on, or there is none."""
+        if not has_breakpoints(attempt.graph):
+            return None
+        inbox, owner = self._doors.store.approvals, attempt.session.owner
+        snapshot = await attempt.graph.aget_state(attempt.config)
+        leave = await breakpoints.leave_at(inbox, owner, snapshot)
+        if leave is not None and leave.status is not ApprovalStatus.PENDING:
+            return Cancelled("a breakpoint was not passed", await self._state(attempt)) if refused(leave) else None
+        if not snapshot.next or (entering and leave is None and not stands_before_one(attempt.graph, snapshot)):
+            return None
+        await breakpoints.ask_leave(inbox, owner, snapshot, expires_in_seconds=attempt.session.approval_expires_seconds)
+        return Rested(1)
+
     async def _answers(self, run: Run, asked: set[str]) -> dict[str, Any]:
         approvals = await self._doors.store.approvals.find(
             run.tenant.tenant_id, run_id=run.run_id, pending_only=False, limit=10_000
         )
         return {
-            approval.interrupt_id: decisions.answer(approval)
+            approval.interrupt_id: rulings.answer(approval)
             for approval in approvals
             if approval.interrupt_id in asked
             and approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN)
@@ -226,6 +250,11 @@ def _context(graph: Graph, run: Run) -> Any:
 def _backstop_seconds(attempt: _Attempt) -> float:
     """The middleware ends every node by the deadline; this ends an attempt that hangs outside its nodes."""
     return attempt.session.deadline.remaining_seconds() + attempt.session.cleanup_seconds + _SAVER_GRACE_SECONDS
+
+
+def _step_name(error: Exception, session: RunSession) -> str:
+    """The innermost node that the error came from, or the run itself."""
+    return session.failed_node or "run" if session.failure is error else "run"
 
 
 def _failure(error: Exception, attempt: _Attempt) -> HoldfastError:

@@ -13,8 +13,9 @@ from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, Thread
 from holdfast.contracts.limits import BudgetState, Limits
 from holdfast.contracts.runs import Run, RunRequest, RunResult, RunStatus, owner_of
 from holdfast.contracts.tenancy import Principal, TenantContext
+from holdfast.policies import rulings
 from holdfast.policies.tenancy import effective_limits, require_may_decide
-from holdfast.runtime import decisions, inputs
+from holdfast.runtime import inputs
 from holdfast.runtime.directory import Directory
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry, is_governed
@@ -220,15 +221,15 @@ class Runtime:
         tenant_id = await self.store.approvals.tenant_of(principal, known)
         approval = await self.store.approvals.get(tenant_id, known)
         require_may_decide(principal, approval)
-        ruling = decisions.ruling_of(decision, args=args, message=message, value=value)
+        ruling = rulings.ruling_of(decision, args=args, message=message, value=value)
         trace_id, span_id = trace_ids()
         decided = await self.store.approvals.decide(
             principal,
             tenant_id,
             known,
             ruling,
-            decision=decisions.recorded_decision(approval, ruling),
-            granted_digest=decisions.granted_digest(approval, ruling),
+            decision=rulings.recorded_decision(approval, ruling),
+            granted_digest=rulings.granted_digest(approval, ruling),
             event=EventDraft(
                 kind=EventKind.APPROVAL_DECIDED,
                 node=approval.node,

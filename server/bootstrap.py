@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import embedded_server
 from holdfast.checkpoints.saver import declared_types, saver_for
 from holdfast.checkpoints.store import PostgresStore
-from holdfast.contracts.errors import ConfigurationError, HoldfastError
+from holdfast.contracts.errors import ConfigurationError, HoldfastError, NotFound
 from holdfast.contracts.ids import TenantId
 from holdfast.contracts.tenancy import Principal
 from holdfast.contracts.verdicts import Autonomy
@@ -23,7 +24,7 @@ from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
 from holdfast.gateway.tools import ToolExecutor
-from holdfast.graphs.govern import govern
+from holdfast.graphs.govern import assert_governed, govern
 from holdfast.nodes.hosting import register_host, unregister_host
 from holdfast.policies.permissions import CedarPolicy, default_text
 from holdfast.runtime.attached import AttachedTerms, Attachments
@@ -45,6 +46,7 @@ from holdfast.telemetry.logs import logger
 
 log = logger(__name__)
 
+_THREADS = 64
 _NODE_SLOTS = 64
 """Nodes of one run that may work at once; more wait their turn in the middleware."""
 
@@ -63,6 +65,8 @@ async def open_runtime(
     is no database.
     """
     settings = settings or load_settings(**overrides)
+    # Synchronous tools and runnables work in the loop's default pool: a handful of threads on a small machine.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast"))
     async with AsyncExitStack() as stack:
         stack.enter_context(telemetry(settings.telemetry))
         database = await stack.enter_async_context(Database(await _database_url(settings, stack)))
@@ -124,9 +128,7 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
             ids=ids,
             dice=dice,
         )
-        executor = ToolExecutor(
-            journal=store.journal, events=store.events, policy=policy, ids=ids, dice=dice
-        )
+        executor = ToolExecutor(journal=store.journal, events=store.events, policy=policy, ids=ids, dice=dice)
         return Gate(models, executor, policy.version)
 
     gate_for(())  # a policy that is not sound is found at start
@@ -138,6 +140,8 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
         autonomy=settings.autonomy or Autonomy.SUPERVISED,
         node_slots=_NODE_SLOTS,
         cleanup_seconds=settings.worker.cleanup_seconds,
+        tools=settings.tools,
+        approval_expires_seconds=settings.approval_expires_seconds,
     )
 
 
@@ -158,7 +162,9 @@ def _worker(settings: Settings, doors: Doors, registry: Registry, wake: Wake, da
     lease = LeaseTerms(ttl_seconds=settings.worker.lease_ttl_seconds)
     return Worker(
         worker_id,
-        coordinator=Coordinator(doors=doors, registry=registry, saver_for=_saver_for(database)),
+        coordinator=Coordinator(
+            doors=doors, registry=registry, saver_for=_saver_for(database), assert_governed=assert_governed
+        ),
         holds=Holds(doors.store.leases, worker_id, lease),
         registry=registry,
         approvals=doors.store.approvals,
@@ -168,13 +174,24 @@ def _worker(settings: Settings, doors: Doors, registry: Registry, wake: Wake, da
 
 
 def _attachments(settings: Settings, doors: Doors) -> Attachments:
-    tenant_id = TenantId(settings.tenant_or_default(settings.attached_tenant))
+    tenant_id = _attached_tenant(settings)
     user = settings.principals.get(settings.attached_user) or Principal(
-        user_id=settings.attached_user, tenants=(tenant_id,), roles=("approver",) if settings.embedded else ()
+        user_id=settings.attached_user,
+        tenants=(tenant_id,) if tenant_id else (),
+        roles=("approver",) if settings.embedded else (),
     )
     return Attachments(
         doors=doors, terms=AttachedTerms(tenant_id=tenant_id, principal=user), worker_id=f"attached:{os.getpid()}"
     )
+
+
+def _attached_tenant(settings: Settings) -> TenantId | None:
+    try:
+        return TenantId(settings.tenant_or_default(settings.attached_tenant))
+    except NotFound:
+        if settings.attached_tenant is not None:
+            raise
+        return None  # said when something is to be hosted: most processes host nothing
 
 
 def _saver_for(database: Database) -> SaverFor:

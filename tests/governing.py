@@ -24,8 +24,9 @@ from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
 from holdfast.gateway.tools import ToolExecutor
 from holdfast.nodes.session import RunSession, entered_session
+from holdfast.policies import rulings
 from holdfast.policies.permissions import CedarPolicy, default_text
-from holdfast.runtime import decisions, inputs
+from holdfast.runtime import inputs
 from holdfast.runtime.clock import SystemClock
 from holdfast.runtime.entropy import SystemDice, SystemIds
 from holdfast.testing.memory import MemoryStore
@@ -172,14 +173,14 @@ class Attempt:
     async def decide(self, approval: Approval, decision: str, **parts: Any) -> None:
         """What a person says about one of the questions, recorded as the runtime does."""
         terms = {"args": None, "message": None, "value": None} | parts
-        ruling = decisions.ruling_of(decision, **terms)  # type: ignore[arg-type]
+        ruling = rulings.ruling_of(decision, **terms)  # type: ignore[arg-type]
         await self.desk.store.approvals.decide(
             DANA,
             ACME,
             approval.id,
             ruling,
-            decision=decisions.recorded_decision(approval, ruling),
-            granted_digest=decisions.granted_digest(approval, ruling),
+            decision=rulings.recorded_decision(approval, ruling),
+            granted_digest=rulings.granted_digest(approval, ruling),
             event=EventDraft(kind=EventKind.APPROVAL_DECIDED),
         )
 
@@ -191,7 +192,7 @@ class Attempt:
         approvals = await self.desk.store.approvals.find(ACME, run_id=run.run_id, pending_only=False)
         asked = {interrupt.id for interrupt in self.interrupts}
         decided = {
-            approval.interrupt_id: decisions.answer(approval)
+            approval.interrupt_id: rulings.answer(approval)
             for approval in approvals
             if approval.interrupt_id in asked and approval.status is not ApprovalStatus.PENDING
         }

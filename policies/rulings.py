@@ -1,4 +1,4 @@
-"""A person's ruling as LangChain's decision, the digest it grants, and the answer that an interrupt is resumed with."""
+"""What a person's ruling means: as LangChain's decision, as the digest it grants, as the answer to its interrupt."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -51,12 +51,16 @@ def granted_digest(approval: Approval, ruling: Ruling) -> str | None:
             return None
 
 
+def decision_of(approval: Approval) -> dict[str, Any]:
+    """The recorded decision. What expired is a no."""
+    if approval.status is ApprovalStatus.EXPIRED:
+        return {"type": "reject", "message": "Nobody decided in time; the request has expired."}
+    return dict(approval.decision or {})
+
+
 def answer(approval: Approval) -> Any:
     """The value that the approval's interrupt is resumed with, and only by its id."""
-    if approval.status is ApprovalStatus.EXPIRED:
-        decision: dict[str, Any] = {"type": "reject", "message": "Nobody decided in time; the request has expired."}
-    else:
-        decision = dict(approval.decision or {})
+    decision = decision_of(approval)
     actions = _actions(approval.payload)
     if actions:
         return {"decisions": [decision] * len(actions)}
