@@ -9,19 +9,8 @@ from pathlib import Path
 import holdfast
 
 PACKAGE = Path(holdfast.__file__).parent
-ROOMS = [
-    "contracts",
-    "policies",
-    "telemetry",
-    "checkpoints",
-    "gateway",
-    "nodes",
-    "graphs",
-    "runtime",
-    "server",
-    "testing",
-]
-HOUSE = [room for room in ROOMS if room != "testing"]  # `testing` stands beside it, and may do what tests do
+HOUSE = ["contracts", "policies", "telemetry", "checkpoints", "gateway", "nodes", "graphs", "runtime", "server"]
+ROOMS = [*HOUSE, "testing"]  # `testing` stands beside the house, and may do what tests do
 
 
 @dataclass(frozen=True)
