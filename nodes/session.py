@@ -94,6 +94,10 @@ class RunSession:
         if self.failure is not error:
             self.failed_node, self.failure = node, error
 
+    def step_of(self, error: BaseException) -> str:
+        """The innermost node that `error` came from; `run` when it came from none."""
+        return self.failed_node or "run" if self.failure is error else "run"
+
     @property
     def runs(self) -> Runs:
         """The store's runs."""

@@ -55,7 +55,7 @@ class Attachments:
 
     async def close(self, session: RunSession, outcome: AttachedOutcome) -> None:
         """Record how the invocation ended."""
-        await record(self._doors.store.runs, session.owner, _ending(outcome))
+        await record(self._doors.store.runs, session.owner, _ending(session, outcome))
 
     async def _admit(self, request: AttachedRequest, key: str) -> Run:
         terms = self._terms
@@ -108,7 +108,7 @@ def _goes_on(value: Any) -> bool:
     return value is None or isinstance(value, Command)
 
 
-def _ending(outcome: AttachedOutcome) -> Ending:
+def _ending(session: RunSession, outcome: AttachedOutcome) -> Ending:
     output = plain_output(outcome.output)
     match outcome.status:
         case RunStatus.COMPLETED:
@@ -118,5 +118,5 @@ def _ending(outcome: AttachedOutcome) -> Ending:
         case RunStatus.CANCELLED:
             return Cancelled(str(outcome.error or "the host stopped it"), output)
         case _:
-            error = translated(outcome.error or RuntimeError("the host did not say why"))
-            return Failed(error, output, str(error.facts.get("node", "run")))
+            error = outcome.error or RuntimeError("the host did not say why")
+            return Failed(translated(error), output, session.step_of(error))

@@ -124,7 +124,7 @@ class Coordinator:
             return Cancelled(stop.message, await self._state(attempt))
         except Exception as error:  # noqa: BLE001  # a run's failure is its ending, whatever raised it
             failure = _failure(error, attempt)
-            return Failed(failure, await self._state(attempt), attempt.session.failed_node or "run")
+            return Failed(failure, await self._state(attempt), attempt.session.step_of(error))
 
     async def _drive(self, attempt: _Attempt) -> Ending:
         """Invoke the graph; whenever it pauses for what a person has decided already, go on at once.
@@ -250,11 +250,6 @@ def _context(graph: Graph, run: Run) -> Any:
 def _backstop_seconds(attempt: _Attempt) -> float:
     """The middleware ends every node by the deadline; this ends an attempt that hangs outside its nodes."""
     return attempt.session.deadline.remaining_seconds() + attempt.session.cleanup_seconds + _SAVER_GRACE_SECONDS
-
-
-def _step_name(error: Exception, session: RunSession) -> str:
-    """The innermost node that the error came from, or the run itself."""
-    return session.failed_node or "run" if session.failure is error else "run"
 
 
 def _failure(error: Exception, attempt: _Attempt) -> HoldfastError:
