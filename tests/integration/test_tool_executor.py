@@ -35,8 +35,8 @@ from holdfast.gateway.tools import ToolExecutor
 from holdfast.gateway.toolset import GovernedTool, ToolCall, Toolset, tool
 from holdfast.policies.permissions import CedarPolicy, default_text
 from holdfast.policies.retry import RetryTerms
+from holdfast.policies.rulings import granted_digest, recorded_decision, ruling_of
 from holdfast.runtime.clock import SystemClock
-from holdfast.runtime.decisions import granted_digest, recorded_decision, ruling_of
 from holdfast.runtime.entropy import SystemIds
 from holdfast.testing.clock import FixedDice, VirtualClock
 from holdfast.testing.memory import MemoryStore
