@@ -14,6 +14,10 @@ class TickingClock(VirtualClock):
         self.advance(0.001)
         return super().now()
 
+    def monotonic(self) -> float:
+        self.advance(0.001)
+        return super().monotonic()
+
 
 def postgres_store(database: Database) -> PostgresStore:
     return PostgresStore(database, SystemIds())

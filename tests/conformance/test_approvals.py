@@ -85,6 +85,7 @@ async def test_a_decision_says_who_when_and_what_and_queues_the_run(scene: Scene
     assert decided.decided_at is not None
     run = await scene.store.runs.get("acme", owner.run_id)
     assert (run.status, run.next_action) == (RunStatus.QUEUED, None)
+    assert (await scene.store.runs.get("acme", owner.run_id)).remaining_seconds < run.remaining_seconds
     assert (await scene.kinds(owner))[-2:] == ["approval.decided", "run.queued"]
 
 
