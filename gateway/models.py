@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from opentelemetry.trace import Span
 
@@ -11,7 +10,6 @@ from holdfast.contracts.classification import recalled
 from holdfast.contracts.deadline import Clock
 from holdfast.contracts.errors import (
     BudgetExceeded,
-    ConfigurationError,
     DeadlineExceeded,
     HoldfastError,
     InvalidModelOutput,
@@ -25,7 +23,7 @@ from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import CallId
 from holdfast.contracts.limits import Usage
 from holdfast.contracts.models import ModelProvider, ModelRequest, ModelResponse
-from holdfast.contracts.ports import Dice, Events, Ids, Journal, Ledger
+from holdfast.contracts.ports import Events, Ids, Journal, Ledger
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import Effect
 from holdfast.contracts.verdicts import Decision, Policy, PolicyRequest, Verdict
@@ -44,25 +42,11 @@ from holdfast.gateway.model_call import (
 )
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
-from holdfast.gateway.sending import WHAT, Sender, Sending, SendTerms, may_be_paid
+from holdfast.gateway.sending import WHAT, Sender, Sending, may_be_paid
 from holdfast.gateway.validation import Complaint, read_answer, repair_request, require_schema
 from holdfast.policies.budget import exceeded, reservation
 from holdfast.policies.deadline import timeout_seconds
 from holdfast.telemetry.spans import model_span, record_model
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelTerms:
-    """How the gateway estimates and sends."""
-
-    sending: SendTerms = field(default_factory=SendTerms)
-    bytes_per_token: float = 1.0
-    """The fewest bytes of a request that make one token. With 1 the reservation is an upper bound for every text;
-    more reserves less, and what is used beyond it stops the run."""
-
-    def __post_init__(self) -> None:
-        if self.bytes_per_token <= 0:
-            raise ConfigurationError(f"bytes_per_token must be above 0, not {self.bytes_per_token}")
 
 
 class ModelGateway:
@@ -79,8 +63,7 @@ class ModelGateway:
         prices: Prices,
         clock: Clock,
         ids: Ids,
-        dice: Dice,
-        terms: ModelTerms = ModelTerms(),
+        sender: Sender,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
@@ -90,8 +73,7 @@ class ModelGateway:
         self._prices = prices
         self._clock = clock
         self._ids = ids
-        self._terms = terms
-        self._sender = Sender(dice=dice, terms=terms.sending)
+        self._sender = sender
 
     async def call(
         self, request: ModelRequest, *, scope: Scope, provider: ModelProvider | None = None
@@ -135,7 +117,7 @@ class ModelGateway:
 
     def _call(self, request: ModelRequest, scope: Scope, provider: ModelProvider, verdict: Verdict) -> ModelCall:
         recorded, request_digest = canonical_request(request)
-        estimate = input_tokens(request, bytes_per_token=self._terms.bytes_per_token)
+        estimate = input_tokens(request, bytes_per_token=self._sender.terms.bytes_per_token)
         quote = self._prices.quote(provider.provider, provider.model, estimate, request.max_tokens)
         return ModelCall(
             request=request,
@@ -169,7 +151,7 @@ class ModelGateway:
 
     async def _opened(self, call: ModelCall) -> Fresh | Recorded | Unknown:
         try:
-            seconds = timeout_seconds(call.deadline, self._terms.sending.timeout_seconds, what=WHAT)
+            seconds = timeout_seconds(call.deadline, self._sender.terms.timeout_seconds, what=WHAT)
             intent = call.intent(CallId(self._ids.new()), timeout_seconds=seconds)
             event = call.event(EventKind.MODEL_INTENDED, reserved_tokens=call.reservation.tokens_used)
             return await self._journal.open(call.scope.owner, intent, event=event)

@@ -36,9 +36,14 @@ class SendTerms:
     longest_wait_seconds: float = 60.0
     """A provider that wants to be left alone for longer than this is not waited for: the call fails."""
     max_concurrency: int = 64
-    """Calls under way at one provider, in this process."""
+    """Calls under way at one provider, of all that this sender sends."""
+    bytes_per_token: float = 1.0
+    """The fewest bytes of a request that make one token. With 1 the reservation is an upper bound for every text;
+    more reserves less, and what is used beyond it stops the run."""
 
     def __post_init__(self) -> None:
+        if self.bytes_per_token <= 0:
+            raise ConfigurationError(f"bytes_per_token must be above 0, not {self.bytes_per_token}")
         if self.timeout_seconds <= 0 or self.longest_wait_seconds < 0 or self.max_concurrency < 1:
             raise ConfigurationError(
                 "model calls need timeout_seconds > 0, longest_wait_seconds >= 0 and max_concurrency >= 1, not "
@@ -61,11 +66,11 @@ Retrying = Callable[[HoldfastError, float], Awaitable[None]]
 
 
 class Sender:
-    """Sends model calls."""
+    """Sends model calls. A process has one, so that its terms hold for all gateways together."""
 
     def __init__(self, *, dice: Dice, terms: SendTerms) -> None:
         self._dice = dice
-        self._terms = terms
+        self.terms = terms
         self._lanes: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(terms.max_concurrency))
 
     async def answer(self, sending: Sending, *, retrying: Retrying) -> ProviderReply:
@@ -85,11 +90,11 @@ class Sender:
     def _pause(self, error: HoldfastError, attempt: int, deadline: Deadline) -> float | None:
         """Seconds until the next send; None when there is to be none. A timeout is not tried again: it took what
         there was to take."""
-        if not error.retryable or attempt >= self._terms.retries.attempts:
+        if not error.retryable or attempt >= self.terms.retries.attempts:
             return None
         asked = error.facts.get("retry_after_seconds")
-        pause = pause_seconds(attempt, self._terms.retries, self._dice.fraction(), asked)
-        too_long = pause > self._terms.longest_wait_seconds or pause >= deadline.remaining_seconds()
+        pause = pause_seconds(attempt, self.terms.retries, self._dice.fraction(), asked)
+        too_long = pause > self.terms.longest_wait_seconds or pause >= deadline.remaining_seconds()
         return None if too_long else pause
 
     async def _in_turn(self, sending: Sending) -> ProviderReply:
@@ -108,7 +113,7 @@ class Sender:
                 await lane.acquire()
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the run's deadline passed while {WHAT} waited for one of {self._terms.max_concurrency} places "
+                f"the run's deadline passed while {WHAT} waited for one of {self.terms.max_concurrency} places "
                 f"at {sending.provider.provider}",
                 needed_for=WHAT,
             ) from None
@@ -118,14 +123,14 @@ class Sender:
             lane.release()
 
     async def _in_time(self, sending: Sending) -> ProviderReply:
-        seconds = timeout_seconds(sending.deadline, self._terms.timeout_seconds, what=WHAT)
+        seconds = timeout_seconds(sending.deadline, self.terms.timeout_seconds, what=WHAT)
         try:
             async with asyncio.timeout(seconds) as timer:
                 return await sending.provider.send(sending.request, timeout_seconds=seconds)
         except TimeoutError as error:
             if not timer.expired():
                 raise _of_provider(error, sending.provider) from error
-            raise _late(sending.provider, seconds, by_deadline=seconds < self._terms.timeout_seconds) from error
+            raise _late(sending.provider, seconds, by_deadline=seconds < self.terms.timeout_seconds) from error
         except Exception as error:
             raise _of_provider(error, sending.provider) from error
 

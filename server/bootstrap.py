@@ -23,6 +23,7 @@ from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
+from holdfast.gateway.sending import Sender, SendTerms
 from holdfast.gateway.tools import ToolExecutor
 from holdfast.graphs.govern import assert_governed, govern
 from holdfast.nodes.hosting import register_host, unregister_host
@@ -112,6 +113,7 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
     prices = Prices(
         {name: (price.input_usd_per_million, price.output_usd_per_million) for name, price in settings.prices.items()}
     )
+    sender = Sender(dice=dice, terms=SendTerms())
     files = [_policy_text(path) for path in settings.policy_files]
 
     @cache
@@ -126,7 +128,7 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
             prices=prices,
             clock=clock,
             ids=ids,
-            dice=dice,
+            sender=sender,
         )
         executor = ToolExecutor(journal=store.journal, events=store.events, policy=policy, ids=ids, dice=dice)
         return Gate(models, executor, policy.version)

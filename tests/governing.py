@@ -22,6 +22,7 @@ from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
+from holdfast.gateway.sending import Sender, SendTerms
 from holdfast.gateway.tools import ToolExecutor
 from holdfast.nodes.session import RunSession, entered_session
 from holdfast.policies import rulings
@@ -88,7 +89,7 @@ class Desk:
             prices=Prices(),
             clock=self.clock,
             ids=self.ids,
-            dice=dice,
+            sender=Sender(dice=dice, terms=SendTerms()),
         )
         executor = ToolExecutor(journal=store.journal, events=store.events, policy=policy, ids=self.ids, dice=dice)
         return models, executor, policy.version

@@ -18,6 +18,7 @@ from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
 from holdfast.gateway.scripted import ScriptedReply
+from holdfast.gateway.sending import Sender, SendTerms
 from holdfast.policies.permissions import CedarPolicy
 from holdfast.runtime.entropy import SystemIds
 from holdfast.testing.clock import FixedDice, VirtualClock
@@ -53,7 +54,7 @@ class Node:
             prices=Prices(),
             clock=VirtualClock(),
             ids=SystemIds(),
-            dice=FixedDice(),
+            sender=Sender(dice=FixedDice(), terms=SendTerms()),
         )
 
     async def scope(self, limits: Limits | None = None) -> Scope:

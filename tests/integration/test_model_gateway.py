@@ -32,11 +32,11 @@ from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.models import ModelRequest, ProviderReply, ToolCallRequest
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.verdicts import Policy
-from holdfast.gateway.models import ModelGateway, ModelTerms
+from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
 from holdfast.gateway.scripted import ScriptedReply
-from holdfast.gateway.sending import SendTerms
+from holdfast.gateway.sending import Sender, SendTerms
 from holdfast.policies.permissions import CedarPolicy
 from holdfast.policies.retry import RetryTerms
 from holdfast.runtime.entropy import SystemIds
@@ -117,8 +117,7 @@ async def door(
         prices=prices or Prices(),
         clock=clock,
         ids=SystemIds(),
-        dice=FixedDice(),
-        terms=ModelTerms(sending=sending or SendTerms(retries=QUICK)),
+        sender=Sender(dice=FixedDice(), terms=sending or SendTerms(retries=QUICK)),
     )
     scope = await scope_for(
         store, clock=clock, models=gateway, limits=limits, default_model=default_model, still_ours=still_ours

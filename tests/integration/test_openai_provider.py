@@ -22,10 +22,10 @@ from holdfast.contracts.events import EventKind
 from holdfast.contracts.models import ModelRequest, ModelResponse, ToolCallRequest
 from holdfast.contracts.scope import Scope
 from holdfast.gateway.langchain_message import message_of
-from holdfast.gateway.models import ModelGateway, ModelTerms
+from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
-from holdfast.gateway.sending import SendTerms
+from holdfast.gateway.sending import Sender, SendTerms
 from holdfast.policies.permissions import CedarPolicy
 from holdfast.policies.retry import RetryTerms
 from holdfast.runtime.entropy import SystemIds
@@ -68,8 +68,7 @@ class Desk:
             prices=Prices(),
             clock=LoopClock(),
             ids=SystemIds(),
-            dice=FixedDice(),
-            terms=ModelTerms(sending=SendTerms(timeout_seconds=timeout_seconds, retries=terms)),
+            sender=Sender(dice=FixedDice(), terms=SendTerms(timeout_seconds=timeout_seconds, retries=terms)),
         )
         self.scope: Scope
 
