@@ -86,7 +86,7 @@ def _module(name: str, module: str, folder: Path) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        return _from_file(folder / module) if module.endswith(".py") else importlib.import_module(module)
+        return _from_file(folder / module, folder) if module.endswith(".py") else importlib.import_module(module)
     except HoldfastError:
         raise
     except BaseException as error:
@@ -96,11 +96,17 @@ def _module(name: str, module: str, folder: Path) -> ModuleType:
         raise
 
 
-def _from_file(path: Path) -> ModuleType:
+def _from_file(path: Path, folder: Path) -> ModuleType:
+    """The module of a file. Its name is the same in every process, since checkpoints name classes by their module:
+    where the project itself can import it (`./desk/graph.py` as `desk.graph`), that name."""
     spelt = path.resolve()
-    module_name = f"holdfast_graph_{spelt.stem}_{abs(hash(spelt))}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
+    inside = spelt.relative_to(folder).with_suffix("").parts if spelt.is_relative_to(folder) else ()
+    if inside and all(part.isidentifier() for part in inside) and (module := _importable(inside, spelt)) is not None:
+        return module
+    module_name = f"holdfast_graph_{spelt.stem}"
+    known = sys.modules.get(module_name)
+    if known is not None and known.__file__ == str(spelt):
+        return known
     spec = importlib.util.spec_from_file_location(module_name, spelt)
     if spec is None or spec.loader is None or not spelt.is_file():
         raise ConfigurationError(f"there is no file {spelt}")
@@ -112,6 +118,18 @@ def _from_file(path: Path) -> ModuleType:
         del sys.modules[module_name]
         raise
     return module
+
+
+def _importable(parts: tuple[str, ...], path: Path) -> ModuleType | None:
+    """The module of that dotted name, where it is the one of this file and not another of the same name."""
+    name = ".".join(parts)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
+        return None
+    return importlib.import_module(name)
 
 
 def _compiled(name: str, ref: str, found: Any) -> Graph:

@@ -128,3 +128,20 @@ def test_without_a_file_there_are_no_names() -> None:
     assert list(read_catalog()) == []
     with pytest.raises(ConfigurationError, match=r"absent\.json cannot be read"):
         read_catalog(Path("absent.json"))
+
+
+def test_a_file_of_the_project_is_the_module_that_the_project_itself_imports():
+    write({"shout": "./my_graphs.py:graph"})
+
+    loaded = read_catalog().load("shout")
+
+    assert loaded.builder.state_schema.__module__ == "my_graphs"
+
+
+def test_a_file_that_shares_its_name_with_another_module_is_loaded_all_the_same(folder):
+    (folder / "json.py").write_text(MODULE, encoding="utf-8")
+    write({"shout": "./json.py:graph"})
+
+    loaded = read_catalog().load("shout")
+
+    assert loaded.builder.state_schema.__module__ == "holdfast_graph_json"
