@@ -46,5 +46,6 @@ def ticked(markdown: str) -> list[str]:
 
 
 def blocks(name: str, language: str) -> list[str]:
-    """The fenced blocks of a language in a document."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text(name), re.DOTALL | re.MULTILINE)
+    """The fenced blocks of a language in a document; "" for those that name none."""
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", text(name), re.DOTALL | re.MULTILINE)
+    return [fence[2] for fence in fences if fence[1] == language]
