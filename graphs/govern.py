@@ -128,11 +128,20 @@ def _nodes(graph: Compiled) -> Iterator[tuple[int, str, PregelNode]]:
             yield index, name, node
 
 
-def _code_of(bound: Runnable[Any, Any]) -> str:
+def functions_of(graph: Compiled) -> Iterator[Any]:
+    """The bodies of a graph's nodes and of the graphs in it, as they were written."""
+    return (_body_of(node.bound) for _, _, node in _nodes(graph))
+
+
+def _body_of(bound: Runnable[Any, Any]) -> Any:
     body: Any = bound.inner if isinstance(bound, GovernedNode) else bound
+    return body if _is_graph(body) else getattr(body, "func", None) or getattr(body, "afunc", None) or body
+
+
+def _code_of(bound: Runnable[Any, Any]) -> str:
+    body = _body_of(bound)
     if _is_graph(body):
         return "graph"
-    body = getattr(body, "func", None) or getattr(body, "afunc", None) or body
     code = getattr(body, "__code__", None)
     named = f"{getattr(body, '__module__', '')}.{getattr(body, '__qualname__', type(body).__qualname__)}"
     if code is None:

@@ -24,6 +24,7 @@ from holdfast.server import render
 from holdfast.server.bootstrap import open_runtime
 from holdfast.server.catalog import Catalog, read_catalog
 from holdfast.server.exits import Exit
+from holdfast.server.raw_clients import raw_clients
 from holdfast.server.settings import Settings, load_settings, unknown_variables
 
 ROOMS = ("contracts", "policies", "telemetry", "checkpoints", "gateway", "nodes", "graphs", "runtime", "server")
@@ -34,6 +35,9 @@ _PROVIDERS = {
     "openai": ("langchain_openai", "OPENAI_API_KEY", "pip install 'holdfast[openai]'"),
     "anthropic": ("langchain_anthropic", "ANTHROPIC_API_KEY", "pip install 'holdfast[anthropic]'"),
 }
+
+
+_THROUGH_THE_DOOR = "call models through runtime.context.models or LangChain, or they are neither limited nor recorded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +170,13 @@ def _catalog() -> tuple[Catalog, Check]:
 
 def _graph(catalog: Catalog, name: str) -> Check:
     try:
-        catalog.load(name)
+        found = raw_clients(catalog.load(name))
     except HoldfastError as error:
         return Check("graph", "fail", error.message)
+    if found:
+        return Check(
+            "graph", "warn", f"{name} uses clients that pass no door ({'; '.join(found)}): {_THROUGH_THE_DOOR}"
+        )
     return Check("graph", "ok", name)
 
 
