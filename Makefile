@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 WORKERS ?= 2
 export UV_LINK_MODE ?= copy
+export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format types check wheel-test bench notebooks lock clean
