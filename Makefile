@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 WORKERS ?= 2
-export UV_LINK_MODE ?= copy
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
