@@ -21,8 +21,8 @@ select *
  where tenant_id = %(tenant_id)s and thread_id = %(thread_id)s and interrupt_id = %(interrupt_id)s
 
 -- name: approvals_of_call
--- The approvals that were asked for a call, oldest first.
-select *
+-- The approvals that were asked for a call, oldest first, and whether their time has run out.
+select *, expires_at <= clock_timestamp() as overdue
   from approvals
  where tenant_id = %(tenant_id)s and thread_id = %(thread_id)s and identity_key = %(identity_key)s
  order by created_at, approval_id

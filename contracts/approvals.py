@@ -99,6 +99,8 @@ class Approval(BaseModel):
     `{"type": "reject", "message": …}`, `{"type": "respond", "message": …}`."""
     used_at: datetime | None = None
     """When the grant was used; it can be used once."""
+    overdue: bool = False
+    """Whether `expires_at` had passed, by the store's clock, when the approval was looked up for its call."""
 
 
 class Question(BaseModel):

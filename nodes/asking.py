@@ -58,12 +58,12 @@ async def _latest(session: RunSession, identity: CallIdentity) -> Approval | Non
         if approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN):
             pass_question(answer_to(approval))
     latest = asked[-1] if asked else None
-    return None if latest is not None and _ran_out(latest, session) else latest
+    return None if latest is not None and _ran_out(latest) else latest
 
 
-def _ran_out(approval: Approval, session: RunSession) -> bool:
+def _ran_out(approval: Approval) -> bool:
     granted = approval.status in (ApprovalStatus.APPROVED, ApprovalStatus.EDITED) and approval.used_at is None
-    return granted and approval.expires_at.timestamp() <= session.clock.now()
+    return granted and approval.overdue
 
 
 async def _ask(question: Question, identity: CallIdentity, *, session: RunSession, scope: Scope) -> NoReturn:

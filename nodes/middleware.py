@@ -37,11 +37,14 @@ async def around(place: Place, config: RunnableConfig, work: Callable[[], Awaita
     """Do `work`, the body of the node at `place`, under the terms of the run it belongs to."""
     session = _session_for(place)
     async with _slot(session, place):
-        _require_go(session, place)
         scope = _open_scope(session, place, config)
         try:
+            _require_go(session, place)
             with entered(scope), node_span(scope):
                 return await _step(session, place, config, scope, work)
+        except HoldfastError as error:
+            session.failed_at(place.node, error)  # a node that was not let go on has failed too
+            raise
         finally:
             scope.closed = True
 

@@ -85,18 +85,17 @@ class RunSession:
     """Whether a node of this attempt paused for a person."""
     asked: set[str] = field(default_factory=set)
     """The interrupts that this attempt has put into the inbox, by LangGraph's id."""
-    failed_node: str | None = None
-    """The innermost node that the latest failure came from."""
-    failure: BaseException | None = field(default=None, repr=False)
+    failures: list[tuple[BaseException, str]] = field(default_factory=list, repr=False)
+    """What nodes of this attempt failed with, and the innermost node that each came from."""
 
     def failed_at(self, node: str, error: BaseException) -> None:
         """Remember where `error` came from; the nodes around, which it passes through, change nothing."""
-        if self.failure is not error:
-            self.failed_node, self.failure = node, error
+        if all(known is not error for known, _ in self.failures):
+            self.failures.append((error, node))
 
     def step_of(self, error: BaseException) -> str:
         """The innermost node that `error` came from; `run` when it came from none."""
-        return self.failed_node or "run" if self.failure is error else "run"
+        return next((node for known, node in self.failures if known is error), "run")
 
     @property
     def runs(self) -> Runs:

@@ -70,7 +70,8 @@ class MemoryApprovals:
         return found[0] if found else None
 
     async def of_call(self, tenant_id: TenantId, thread_id: ThreadId, identity_key: str) -> Sequence[Approval]:
-        return self._of(tenant_id, thread_id=thread_id, identity_key=identity_key)
+        found, now = self._of(tenant_id, thread_id=thread_id, identity_key=identity_key), self._state.now()
+        return [approval.model_copy(update={"overdue": approval.expires_at <= now}) for approval in found]
 
     async def find(
         self,

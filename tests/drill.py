@@ -5,12 +5,13 @@ counts for itself. A payment stops for good where `HANGS` says so, after telling
 """
 
 import asyncio
+import operator
 import os
 import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
@@ -145,6 +146,38 @@ GRAPHS = {
     "looked_up": _graph("looked_up", pay_with_look_up),
     "blind": _graph("blind", pay_blindly),
 }
+
+
+class Ledger(TypedDict, total=False):
+    order: str
+    log: Annotated[list[Any], operator.add]
+
+
+@tool(effect="external")
+async def transfer(order: str, amount: str, *, call: ToolCall) -> dict[str, str]:
+    """Transfer the amount of an order."""
+    World(FOLDER).pay(call.idempotency_key, f"{order} {amount}")
+    return {"paid": order, "amount": amount}
+
+
+async def transfer_once(state: Ledger, runtime: Runtime[RunContext]) -> Ledger:
+    result = await runtime.context.tools.call("transfer", {"order": state["order"], "amount": "10.00"})
+    return {"log": [f"{state['order']}: {result.status} {result.text}"]}
+
+
+def _transfers() -> Any:
+    builder = StateGraph(Ledger, context_schema=RunContext).add_node("transfer", transfer_once)
+    return govern(builder.add_edge(START, "transfer").compile(), name="transfers", tools=[transfer])
+
+
+TRANSFERS = _transfers()
+
+
+async def ask(thread: str) -> None:
+    """Start a transfer that a person must approve, and be gone as soon as they are asked."""
+    async with open_runtime(load_settings(tenants=[Tenant(tenant_id="acme")], principals={"dana": DANA})) as runtime:
+        run = await runtime.start(TRANSFERS, {"order": "A"}, tenant="acme", thread=thread)
+        print((await run.result(60)).status.value, flush=True)
 
 
 async def work(lease_seconds: float, runs: list[tuple[str, str]]) -> None:

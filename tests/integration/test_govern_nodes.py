@@ -313,7 +313,7 @@ async def test_foreign_failure_keeps_its_class_and_is_classified_in_the_event():
         pass
     [failed] = await attempt.events(EventKind.NODE_FAILED)
     assert failed.payload == {"error_type": "transient_dependency", "exception": "builtins.ConnectionResetError"}
-    assert attempt.session.failed_node == "node"
+    assert attempt.session.step_of(attempt.error) == "node"
 
 
 async def test_group_with_one_of_ours_fails_as_that_one():
