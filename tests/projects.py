@@ -4,9 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from holdfast.server.cli import main
 
 HOLDFAST = Path(sys.executable).with_name("holdfast")
 
@@ -96,17 +102,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class Project:
-    """The folder, and the database it uses."""
+    """The folder that a test stands in, and the database it uses."""
 
     folder: Path
-    environment: dict[str, str]
+    capsys: pytest.CaptureFixture[str]
 
-    def holdfast(self, *args: str, **environment: str) -> Answer:
-        """Run one command as a user does."""
+    def holdfast(self, *args: str) -> Answer:
+        """One command, in this process: what it costs to import everything is paid once."""
+        code = main(list(args))
+        said = self.capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    def process(self, *args: str, **environment: str) -> Answer:
+        """One command as a user types it."""
         done = subprocess.run(
             [str(HOLDFAST), *args],
-            cwd=self.folder,
-            env=self.environment | environment,
+            env=os.environ | environment,
             capture_output=True,
             text=True,
             timeout=90,
@@ -115,18 +126,22 @@ class Project:
         return Answer(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str) -> "subprocess.Popen[str]":
-        """Start a command that stays."""
-        return subprocess.Popen(
-            [str(HOLDFAST), *args], cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, text=True
-        )
+        """A command that stays."""
+        return subprocess.Popen([str(HOLDFAST), *args], stdout=subprocess.PIPE, text=True)
 
 
-def make_project(folder: Path, *, database_url: str) -> Project:
-    """A project on a database of its own."""
+@contextmanager
+def standing_in(
+    folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Project]:
+    """A project in `folder`, which is the current one for the block."""
     (folder / "my_graphs.py").write_text(GRAPHS, encoding="utf-8")
     names = {name: f"my_graphs:{name}" for name in ("thinker", "payer", "asker")}
     (folder / "langgraph.json").write_text(json.dumps({"graphs": names}), encoding="utf-8")
     (folder / "holdfast.toml").write_text(SETTINGS, encoding="utf-8")
-    # Wide, so that tables are not folded; the graphs' script is imported by name, as an installed package would be.
-    environment = os.environ | {"DATABASE_URL": database_url, "COLUMNS": "200", "PYTHONPATH": str(folder)}
-    return Project(folder, environment)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("COLUMNS", "200")  # so that no table is folded
+    yield Project(folder, capsys)
+    sys.modules.pop("my_graphs", None)

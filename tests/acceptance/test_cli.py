@@ -5,22 +5,29 @@ import re
 import shlex
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fix_database import DatabaseUrls
-from projects import Project, make_project
+from projects import Project, standing_in
 
 TEXT = '{"text": "12.00"}'
 
 
 @pytest.fixture
-def project(tmp_path: Path, database_urls: DatabaseUrls) -> Project:
-    return make_project(tmp_path, database_url=database_urls.app)
+def project(
+    tmp_path: Path,
+    database_urls: DatabaseUrls,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Project]:
+    with standing_in(tmp_path, database_urls.app, monkeypatch, capsys) as project:
+        yield project
 
 
 def test_a_run_that_completes_exits_0_and_says_what_it_used(project: Project) -> None:
-    answer = project.holdfast("run", "thinker", "--input", TEXT)
+    answer = project.process("run", "thinker", "--input", TEXT)
     assert (answer.code, answer.err) == (0, "")
     assert "completed" in answer.out
     assert "used 1 model calls, 0 tool calls" in answer.out
@@ -117,31 +124,45 @@ def test_a_queued_run_is_cancelled_and_another_is_served_by_a_worker_that_leaves
     ("args", "code", "said"),
     [
         (["thinkre", "--input", TEXT], 2, "no graph 'thinkre'; langgraph.json names: asker, payer, thinker"),
-        (["absent.module:graph", "--input", TEXT], 4, "cannot be imported"),
         (["thinker", "--input", "{text"], 2, "--input is not JSON"),
-        (["thinker", "--input", "[1]"], 2, "input"),
         (["thinker", "--input", TEXT, "--tenant", "umbrella"], 2, "no tenant 'umbrella'"),
-        (["thinker", "--input", TEXT, "--user", "eve"], 2, "'eve'"),
-        (["thinker", "--input", TEXT, "--deadline-seconds", "-5"], 2, "--deadline-seconds: "),
-        (["thinker", "--input", TEXT, "--max-cost-usd", "none"], 2, "max_cost_usd is None"),
-        (["thinker", "--input", TEXT, "--deadline-seconds", "0"], 1, "(timeout)"),
         (["thinker", "--input", TEXT, "--max-model-calls", "0"], 1, "(budget_exceeded)"),
+        (["thinker", "--input", TEXT, "--deadline-seconds", "-5"], 2, "--deadline-seconds: "),
     ],
 )
 def test_what_cannot_be_run_is_one_clear_line(project: Project, args: list[str], code: int, said: str) -> None:
+    answer = project.process("run", *args)
+    assert answer.code == code, answer.err
+    assert said in answer.complaint
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["absent.module:graph", "--input", TEXT], 4, "cannot be imported"),
+        (["thinker", "--input", "[1]"], 2, "input"),
+        (["thinker", "--input", TEXT, "--user", "eve"], 2, "'eve'"),
+        (["thinker", "--input", TEXT, "--max-cost-usd", "none"], 2, "max_cost_usd is None"),
+        (["thinker", "--input", TEXT, "--deadline-seconds", "0"], 1, "(timeout)"),
+    ],
+)
+def test_what_the_runtime_refuses_is_one_clear_line(project: Project, args: list[str], code: int, said: str) -> None:
     answer = project.holdfast("run", *args)
     assert answer.code == code, answer.err
     assert said in answer.complaint
 
 
 def test_a_database_that_is_not_there_is_one_clear_line(project: Project) -> None:
-    answer = project.holdfast("runs", DATABASE_URL="postgresql://holdfast_app@127.0.0.1:1/holdfast")
+    unreachable = "postgresql://holdfast_app@127.0.0.1:1/holdfast"
+    answer = project.process("run", "thinker", "--input", TEXT, DATABASE_URL=unreachable)
     assert answer.code == 4
     assert answer.complaint
 
 
-def test_settings_that_do_not_fit_are_a_line_each(project: Project) -> None:
-    answer = project.holdfast("runs", HOLDFAST_WORKER__SLOTS="many", HOLDFAST_LIMITS__MAX_STEP="1")
+def test_settings_that_do_not_fit_are_a_line_each(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_WORKER__SLOTS", "many")
+    monkeypatch.setenv("HOLDFAST_LIMITS__MAX_STEP", "1")
+    answer = project.holdfast("runs")
     assert answer.code == 4
     assert [line.split(": ")[:2] for line in sorted(answer.err.splitlines())] == [
         ["error", "HOLDFAST_LIMITS__MAX_STEP"],
@@ -153,21 +174,21 @@ def test_a_failure_of_holdfast_itself_is_one_line_and_debug_shows_where(project:
     (project.folder / "langgraph.json").write_text(json.dumps({"graphs": {"bad": "my_graphs:bad"}}), encoding="utf-8")
     with (project.folder / "my_graphs.py").open("a", encoding="utf-8") as module:
         module.write("\nbad = one('bad', think)\ntype(bad).governance = None\n")
-    answer = project.holdfast("run", "bad", "--input", TEXT)
+    answer = project.process("run", "bad", "--input", TEXT)
     assert answer.code == 5
     assert "holdfast --debug run bad" in answer.complaint
-    assert "Traceback" in project.holdfast("--debug", "run", "bad", "--input", TEXT).err
+    assert "Traceback" in project.process("--debug", "run", "bad", "--input", TEXT).err
 
 
 def test_a_new_database_is_upgraded_by_its_owner_and_only_then_used(
-    tmp_path: Path, empty_database: DatabaseUrls
+    project: Project, empty_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = make_project(tmp_path, database_url=empty_database.app)
+    monkeypatch.setenv("DATABASE_URL", empty_database.app)
     assert "holdfast db upgrade" in project.holdfast("runs").complaint
     assert "HOLDFAST_OWNER_DATABASE_URL is not set" in project.holdfast("db", "upgrade").complaint
-    owner = {"HOLDFAST_OWNER_DATABASE_URL": empty_database.owner}
-    assert project.holdfast("db", "upgrade", **owner).out.startswith("applied 0001 ")
-    assert project.holdfast("db", "upgrade", **owner).out == "the database is up to date\n"
+    monkeypatch.setenv("HOLDFAST_OWNER_DATABASE_URL", empty_database.owner)
+    assert project.holdfast("db", "upgrade").out.startswith("applied 0001 ")
+    assert project.holdfast("db", "upgrade").out == "the database is up to date\n"
     assert project.holdfast("runs").out == "no runs\n"
 
 
@@ -180,12 +201,13 @@ def test_the_doctor_finds_a_sound_project_sound(project: Project) -> None:
     assert (answer.code, answer.err) == (0, "")
 
 
-def test_the_doctor_says_what_is_amiss_and_what_to_do(project: Project) -> None:
-    project.holdfast("run", "my_graphs:asker", "--input", TEXT, "--detach")
+def test_the_doctor_says_what_is_amiss_and_what_to_do(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.holdfast("run", "asker", "--input", TEXT, "--detach")
     (project.folder / "langgraph.json").write_text('{"graphs": {"lost": "absent:graph"}}', encoding="utf-8")
-    answer = project.holdfast(
-        "doctor", HOLDFAST_MODEL="openai:gpt-5-mini", OPENAI_API_KEY="", HOLDFAST_MODLE="openai:gpt-5-mini"
-    )
+    monkeypatch.setenv("HOLDFAST_MODEL", "openai:gpt-5-mini")
+    monkeypatch.setenv("HOLDFAST_MODLE", "openai:gpt-5-mini")
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    answer = project.holdfast("doctor")
     assert answer.code == 1
     assert re.search(r"warn +settings +HOLDFAST_MODLE", answer.out)
     assert re.search(r"warn +models +openai: OPENAI_API_KEY is not set", answer.out)
