@@ -14,6 +14,7 @@ from typing import Any
 from langgraph.graph import START
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import EmbeddedServer, embedded_server
@@ -38,6 +39,8 @@ _TENANT, _APPROVER = "fernwell", "dana"
 _LIMITS = Limits(deadline_seconds=60, max_cost_usd=Decimal("0.10"), max_model_calls=20, max_tool_calls=20)
 _PRICE = {"input_usd_per_million": "2.50", "output_usd_per_million": "10.00"}
 _AMOUNT = re.compile(r"[0-9]{1,7}\.[0-9]{2}")
+_PATIENCE_SECONDS = 120.0
+"""Longer than the run may take: only a worker that is gone makes anyone wait for this."""
 _FRAMES_PER_SECOND = 10
 _READING_SPEED = 400
 """Characters a second: about as fast as a model writes."""
@@ -105,11 +108,11 @@ def _settings(server: EmbeddedServer, *, fast: bool) -> Settings:
 async def _watched(console: Console, runtime: Runtime, run: RunHandle) -> RunResult:
     """Draw the run until it rests: live on a terminal, once anywhere else."""
     if not console.is_terminal:
-        result = await run.result()
+        result = await run.result(_PATIENCE_SECONDS)
         console.print(await _picture(runtime, run))
         return result
     with Live(console=console, refresh_per_second=_FRAMES_PER_SECOND) as live:
-        waiting = asyncio.ensure_future(run.result())
+        waiting = asyncio.ensure_future(run.result(_PATIENCE_SECONDS))
         try:
             while not waiting.done():
                 live.update(await _picture(runtime, run))
@@ -158,7 +161,7 @@ async def _amount(console: Console) -> str:
 
 async def _typed(console: Console, question: str) -> str:
     """One line from the terminal, without holding up the loop: Ctrl-C works, and leases are renewed."""
-    console.print(question, end="", markup=False)
+    console.print(Text(question, "bold"), end="")
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), ready.set)
     try:
