@@ -1,7 +1,7 @@
 """A ready node: one model call on a conversation."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Protocol
 
 from langchain_core.messages import AIMessage, AnyMessage
 from langgraph.graph.message import add_messages
@@ -20,9 +20,17 @@ class Conversation(TypedDict):
     messages: Annotated[list[AnyMessage], add_messages]
 
 
+class ModelNode(Protocol):
+    """A node of a graph whose context is a `RunContext`."""
+
+    async def __call__(self, state: Conversation, runtime: Runtime[RunContext]) -> dict[str, Any]:
+        """The model's answer, as an update of the conversation."""
+        ...
+
+
 def model_node(
     *, agent: str, prompt: Callable[[list[Message]], Prompt], model: str | None = None, max_tokens: int = 1024
-) -> Callable[[Conversation, Runtime[RunContext]], Awaitable[dict[str, Any]]]:
+) -> ModelNode:
     """A node that shows a model the conversation and the graph's tools, and adds its answer.
 
     `prompt` assembles the context from the conversation so far. `model` is a route or `provider:model`; None takes

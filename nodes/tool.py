@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, ToolMessage
-from langgraph.graph import END
 from langgraph.types import Send
 from typing_extensions import TypedDict
 
@@ -28,14 +27,14 @@ def send_tool_calls(state: Conversation) -> list[Send] | Literal["__end__"]:
     last = state["messages"][-1]
     calls = last.tool_calls if isinstance(last, AIMessage) else []
     if not calls:
-        return END
+        return "__end__"
     return [Send(TOOLS, ToolTask(id=call["id"] or "", name=call["name"], args=call["args"])) for call in calls]
 
 
-async def call_tool(task: ToolTask) -> dict[str, Any]:
+async def call_tool(state: ToolTask) -> dict[str, Any]:
     """Make one call through the executor; what came of it goes back to the model, failures and refusals too."""
-    result = await current().tools.call(task["name"], task["args"], tool_call_id=task["id"])
-    return {"messages": [as_tool_message(result, name=task["name"])]}
+    result = await current().tools.call(state["name"], state["args"], tool_call_id=state["id"])
+    return {"messages": [as_tool_message(result, name=state["name"])]}
 
 
 def as_tool_message(result: ToolResult, *, name: str) -> ToolMessage:

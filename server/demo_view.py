@@ -27,7 +27,7 @@ _WIDTH = 100
 _BAR = 36
 _DONE, _FAILED, _PAUSED, _AHEAD = Text("✓", "green"), Text("✗", "red"), Text("⏸", "yellow"), Text("·", "dim")
 _SPINNER = Spinner("dots", style="cyan")
-_MARKS = {
+_MARKS: dict[EventKind, RenderableType] = {
     EventKind.NODE_STARTED: _SPINNER,
     EventKind.NODE_COMPLETED: _DONE,
     EventKind.NODE_INTERRUPTED: _PAUSED,

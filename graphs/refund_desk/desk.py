@@ -33,6 +33,7 @@ from holdfast.nodes.context import RunContext
 from holdfast.nodes.fanout import Specialist
 
 Desk = Runtime[RunContext]
+Answer = dict[str, Any]
 FormT = TypeVar("FormT", bound=Form)
 
 
@@ -46,27 +47,29 @@ async def investigate(state: DeskState, runtime: Desk) -> DeskState:
     """Send the specialists. All three must come back: nothing is decided on half of the checks."""
     claim, email = Claim.model_validate(state["claim"]), state["email"]
 
-    async def order_history() -> HistoryFinding:
+    async def order_history() -> Answer:
         order = await _order(claim, runtime)
-        return await _ask("order_history", prompts.order_history(claim, order), HistoryFinding, runtime)
+        prompt = prompts.order_history(claim, order)
+        return (await _ask("order_history", prompt, HistoryFinding, runtime)).model_dump()
 
-    async def refund_policy() -> PolicyFinding:
+    async def refund_policy() -> Answer:
         order, policy = await _order(claim, runtime), await _look("read_refund_policy", {}, runtime)
-        return await _ask("refund_policy", prompts.refund_policy(claim, order, policy), PolicyFinding, runtime)
+        prompt = prompts.refund_policy(claim, order, policy)
+        return (await _ask("refund_policy", prompt, PolicyFinding, runtime)).model_dump()
 
-    async def fraud_signals() -> FraudFinding:
+    async def fraud_signals() -> Answer:
         order = await _order(claim, runtime)
         customer = await _look("look_up_customer", {"customer": claim.customer}, runtime)
         prompt = prompts.fraud_signals(claim, email, order, customer)
-        return await _ask("fraud_signals", prompt, FraudFinding, runtime)
+        return (await _ask("fraud_signals", prompt, FraudFinding, runtime)).model_dump()
 
-    specialists: list[Specialist[Form]] = [
+    specialists: list[Specialist[Answer]] = [
         Specialist("order_history", order_history, budget_share=0.3, deadline_seconds=60),
         Specialist("refund_policy", refund_policy, budget_share=0.3, deadline_seconds=60),
         Specialist("fraud_signals", fraud_signals, budget_share=0.3, deadline_seconds=60),
     ]
     outcomes = await runtime.context.fan_out(specialists, limit=3)
-    return {"findings": {outcome.name: outcome.value.model_dump() for outcome in outcomes}}
+    return {"findings": {outcome.name: outcome.value for outcome in outcomes}}
 
 
 async def decide(state: DeskState, runtime: Desk) -> DeskState:
