@@ -27,6 +27,13 @@ _COLOURS = {
 }
 
 
+# Of an event's facts, those that a person follows a run by; `--json` has all.
+_SHOWN_FACTS = (
+    "agent_name tool_name specialist share decision by rule status error_type reason message "
+    "input_tokens output_tokens cost_usd latency_ms"
+).split()
+
+
 def json_document(console: Console, document: Any) -> None:
     """One JSON document, and nothing else."""
     console.print(json.dumps(document, indent=2, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
@@ -117,7 +124,7 @@ def approvals(console: Console, asked: Sequence[Approval]) -> None:
     """What people are or were asked."""
     for approval in asked:
         who = f" by {approval.decided_by}" if approval.decided_by else ""
-        console.print(Text(f"{approval.status.value}{who}: {_question(approval)}"))
+        console.print(Text(f"{approval.status.value}{who}: {_question(approval)}"), soft_wrap=True)
 
 
 def events(console: Console, log: Sequence[Event]) -> None:
@@ -161,7 +168,7 @@ def outcome(console: Console, result: RunResult) -> None:
         )
     )
     for approval in result.approvals:
-        console.print(Text(f"\nasked: {_question(approval)}"))
+        console.print(Text(f"\nasked: {_question(approval)}"), soft_wrap=True)
         for command in commands_for(approval):
             console.print(Text(f"    {command}"), soft_wrap=True)
     _ending(console, result.output, None if result.approvals else result.next_action, None)
@@ -211,7 +218,8 @@ def _status(status: RunStatus) -> Text:
 
 
 def _payload(event: Event) -> str:
-    return "  ".join(f"{name}={value}" for name, value in event.payload.items() if value not in (None, "", {}, []))
+    facts = {name: event.payload.get(name) for name in _SHOWN_FACTS}
+    return "  ".join(f"{name}={value}" for name, value in facts.items() if value not in (None, "", {}, []))
 
 
 def _most(limit: int | str | None) -> str:
