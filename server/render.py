@@ -29,9 +29,9 @@ _COLOURS = {
 
 # Of an event's facts, those that a person follows a run by; `--json` has all.
 _SHOWN_FACTS = (
-    "agent_name tool_name specialist share decision by rule status error_type reason message "
-    "input_tokens output_tokens cost_usd latency_ms"
-).split()
+    *("agent_name", "tool_name", "specialist", "share", "decision", "by", "rule", "status"),
+    *("error_type", "reason", "message", "input_tokens", "output_tokens", "cost_usd", "latency_ms"),
+)
 
 
 def json_document(console: Console, document: Any) -> None:
