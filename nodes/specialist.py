@@ -14,13 +14,15 @@ _RESULT_CHARS = 8_000
 async def consult(
     prompt: Prompt, *, agent: str, tools: Sequence[str] = (), model: str = "default", max_turns: int = 4
 ) -> str:
-    """The model's answer, after at most `max_turns` model calls; the last one is given no tools, so it must answer.
+    """The model's answer, after at most `max_turns` model calls (at least one). The last is given no tools, so that it
+    must answer.
 
     Give it tools that only read: several calls share one task here, and one that a person must approve would have its
     siblings run again. Raises what the doors raise.
     """
-    messages = list(prompt.messages)
-    for turns_left in reversed(range(max_turns)):
+    messages, turns_left = list(prompt.messages), max(1, max_turns)
+    while True:
+        turns_left -= 1
         reply = await current().models.call(
             messages,
             agent=agent,
@@ -32,7 +34,6 @@ async def consult(
             return reply.content
         messages.append(_asked(reply))
         messages.extend([await _looked_up(call, allowed=tools) for call in reply.tool_calls])
-    raise ValueError("max_turns must be at least 1")
 
 
 def _shown(tools: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """The ready supervisor: on Postgres, through the public runtime, offline."""
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +11,10 @@ from fix_database import DatabaseUrls
 
 from holdfast.contracts.errors import ConfigurationError, ErrorType, InvalidRequest
 from holdfast.contracts.events import EventKind
+from holdfast.contracts.models import ModelRequest, ToolCallRequest
 from holdfast.contracts.runs import RunResult, RunStatus
 from holdfast.contracts.tenancy import Tenant
+from holdfast.gateway.scripted import ScriptedReply
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.harmless import calculate, count_words
 from holdfast.graphs.supervisor import Role, build_supervisor, graph
@@ -96,6 +100,36 @@ async def test_where_partial_answers_are_allowed_the_answer_says_what_is_missing
     assert (missing["specialist"], missing["status"], missing["answer"]) == ("arithmetic", "failed", None)
     assert "arithmetic" in missing["problem"]
     assert (found["specialist"], found["status"], found["answer"]) == ("wording", "completed", "4")
+
+
+async def test_a_specialist_that_only_ever_asks_for_tools_must_answer_on_its_last_turn(
+    database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+):
+    def restless(request: ModelRequest) -> ScriptedReply:
+        if request.response_schema is not None:
+            return ScriptedReply(content={"arithmetic": "work", "wording": None})
+        if request.tools:
+            turn = len(request.messages)
+            wishes = [("calculate", {"expression": f"{turn} + 1"}), ("count_words", {"text": "not mine"})]
+            calls = [ToolCallRequest(id=f"{turn}-{name}", name=name, args=args) for name, args in wishes]
+            return ScriptedReply(tool_calls=tuple(calls))
+        return ScriptedReply(content=str(request.messages[-1]["content"]))
+
+    monkeypatch.setitem(sys.modules, "restless", SimpleNamespace(answer=restless))
+    lead = supervisor(
+        [role("arithmetic", [calculate], max_turns=3), role("wording", [count_words])],
+        default_model="scripted:restless:answer",
+    )
+
+    async with opened(database_urls) as runtime:
+        result = await ask(runtime, "Go on and on", lead)
+        report = await runtime.show(result.run_id, tenant="acme")
+
+    [told] = result.output["reports"]
+    assert told["answer"] == "there is no tool 'count_words' here; there are calculate"
+    calls = [call.identity for call in report.calls if call.agent_name == "arithmetic"]
+    assert [call.kind for call in calls] == ["model", "tool", "model", "tool", "model"]
+    assert {call.name for call in calls if call.kind == "tool"} == {"calculate"}
 
 
 def test_a_specialists_tools_may_only_read():
