@@ -11,7 +11,7 @@ from holdfast.contracts.errors import Conflict
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.ports import Ids, Renewal
-from holdfast.contracts.runs import Owner, RunClaim
+from holdfast.contracts.runs import GraphVersion, Owner, RunClaim
 
 _SQL = load_queries(__name__, "leases.sql")
 
@@ -27,14 +27,15 @@ class PostgresLeases:
         worker_id: str,
         *,
         tenants: Sequence[TenantId] | None,
-        graphs: Sequence[str],
+        graphs: Sequence[GraphVersion],
         slots: int,
         ttl_seconds: float,
     ) -> Sequence[RunClaim]:
         wanted = {
             "worker_id": worker_id,
             "tenants": None if tenants is None else list(tenants),
-            "graphs": list(graphs),
+            "graphs": [graph.name for graph in graphs],
+            "versions": [graph.version for graph in graphs],
             "slots": slots,
             "ttl_seconds": ttl_seconds,
         }

@@ -5,7 +5,7 @@ with seen as materialized (             -- more than wanted, since other workers
       from runs r
      where r.status in ('queued', 'running')
        and not r.attached
-       and r.graph_name = any(%(graphs)s::text[])
+       and (r.graph_name, r.graph_version) in (select * from unnest(%(graphs)s::text[], %(versions)s::text[]))
        and (%(tenants)s::text[] is null or r.tenant_id = any(%(tenants)s::text[]))
        and case r.status
            when 'running' then not exists (

@@ -17,7 +17,7 @@ from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import Event, EventDraft
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
-from holdfast.contracts.runs import Owner, Run, RunClaim, RunRequest, RunStatus
+from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant
 
 
@@ -123,7 +123,7 @@ class Leases(Protocol):
         worker_id: str,
         *,
         tenants: Sequence[TenantId] | None,
-        graphs: Sequence[str],
+        graphs: Sequence[GraphVersion],
         slots: int,
         ttl_seconds: float,
     ) -> Sequence[RunClaim]:

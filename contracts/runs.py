@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +36,13 @@ class RunStatus(StrEnum):
     def resting(self) -> bool:
         """Whether nothing moves until a person or a new run does."""
         return self.final or self is RunStatus.INTERRUPTED
+
+
+class GraphVersion(NamedTuple):
+    """Which build of a graph: what a run is pinned to, and what a worker can serve."""
+
+    name: str
+    version: str
 
 
 class RunIdentity(BaseModel):

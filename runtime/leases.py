@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from holdfast.contracts.errors import StoreUnavailable
 from holdfast.contracts.ids import RunId
 from holdfast.contracts.ports import Leases, Renewal
-from holdfast.contracts.runs import Owner, RunClaim
+from holdfast.contracts.runs import GraphVersion, Owner, RunClaim
 from holdfast.runtime.clock import boot_seconds
 
 _MARGIN_SECONDS = 3.0
@@ -66,7 +66,7 @@ class Holds:
         self._terms = terms
         self._holds: dict[RunId, Hold] = {}
 
-    async def claim(self, *, graphs: Sequence[str], slots: int) -> list[Hold]:
+    async def claim(self, *, graphs: Sequence[GraphVersion], slots: int) -> list[Hold]:
         """Claim up to `slots` runs of these graphs."""
         sent = boot_seconds()
         claims = await self._leases.claim(

@@ -6,6 +6,7 @@ from typing import Any
 from langgraph.pregel import Pregel
 
 from holdfast.contracts.errors import Conflict, NotFound
+from holdfast.contracts.runs import GraphVersion
 
 Graph = Pregel[Any, Any, Any, Any]
 
@@ -45,12 +46,12 @@ class Registry:
             raise NotFound(f"no graph is named {name!r}; known graphs: {self._known()}", graph=name)
         return next(reversed(self._graphs[name].values()))
 
-    def names(self) -> list[str]:
-        """The names that this process can serve."""
-        return sorted(self._graphs)
+    def served(self) -> list[GraphVersion]:
+        """What this process can serve. A run of another version waits for a worker that has it."""
+        return [GraphVersion(name, version) for name, versions in self._graphs.items() for version in versions]
 
     def __iter__(self) -> Iterator[Graph]:
         return (graph for versions in self._graphs.values() for graph in versions.values())
 
     def _known(self) -> str:
-        return ", ".join(self.names()) or "none"
+        return ", ".join(sorted(self._graphs)) or "none"

@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.contracts.approvals import Approval, DecisionType
 from holdfast.contracts.calls import CallRecord
-from holdfast.contracts.errors import InvalidRequest, NotFound, TimedOut
+from holdfast.contracts.errors import InvalidRequest, InvariantViolated, NotFound, TimedOut
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import BudgetState, Limits
@@ -96,6 +96,7 @@ class Runtime:
         self._saver_for = saver_for
         self._max_input_bytes = max_input_bytes
         self._max_attempts = max_attempts
+        self._lost_worker: BaseException | None = None
 
     async def start(
         self,
@@ -163,6 +164,11 @@ class Runtime:
                     run = await self._get(run_id, tenant)
                     if run.status.resting:
                         return await self._result(run)
+                    if self._lost_worker is not None:
+                        raise InvariantViolated(
+                            f"this process's worker has died ({self._lost_worker!r}); run {run_id} goes on as soon as "
+                            "another worker is there"
+                        ) from self._lost_worker
                     await self._wake.heard(bell)
         except TimeoutError as error:
             raise TimedOut(
@@ -265,6 +271,11 @@ class Runtime:
         bound = graph.copy(update={"checkpointer": self._saver_for(owner_of(run), graph)})
         snapshot = await bound.aget_state({"configurable": {"thread_id": run.thread_id}})
         return plain_output(snapshot.values)
+
+    def lost_worker(self, error: BaseException) -> None:
+        """This process's worker has died, which it should never do: whoever waits here is told."""
+        self._lost_worker = error
+        self._wake.ring()
 
     def register(self, graph: Any) -> Graph:
         """Make a compiled graph one that this process's worker can serve, and that `start` knows by name."""

@@ -31,11 +31,19 @@ class WorkerTerms:
     """How long runs may go on to their next boundary when the worker shuts down."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Job:
     hold: Hold
     control: RunControl
     task: asyncio.Task[None]
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """Cancel the attempt, once: a second cancellation would cut off the clean-up that follows the first, which is
+        bounded by itself."""
+        if not self.stopped:
+            self.stopped = True
+            self.task.cancel()
 
 
 class Worker:
@@ -85,7 +93,7 @@ class Worker:
             bell = self._wake.listen()
             free = self._terms.slots - len(self._jobs)
             try:
-                holds = await self._holds.claim(graphs=self._registry.names(), slots=free) if free > 0 else []
+                holds = await self._holds.claim(graphs=self._registry.served(), slots=free) if free > 0 else []
             except HoldfastError as error:
                 log.warning("claim_failed", reason=str(error))
                 holds = []
@@ -113,8 +121,9 @@ class Worker:
 
     async def _beat(self) -> None:
         for hold in await self._holds.beat():
-            for job in [job for job in self._jobs if job.hold is hold]:
-                job.task.cancel()
+            for job in self._jobs:
+                if job.hold is hold:
+                    job.stop()
 
     async def _expire(self) -> None:
         if await self._approvals.expire(principal=self._principal):
@@ -133,8 +142,7 @@ class Worker:
         for job in self._jobs:
             job.control.request_drain("the worker is shutting down")
         tasks = [job.task for job in self._jobs]
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=self._terms.grace_seconds)
-        for task in late:
-            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._terms.grace_seconds)
+        for job in self._jobs:
+            job.stop()

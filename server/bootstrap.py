@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ async def open_runtime(
         await stack.enter_async_context(_beside(_listen(database, wake), "holdfast listener"))
         if worker:
             own = _worker(settings, doors, registry, wake, database)
-            await stack.enter_async_context(_beside(own.work(), "holdfast worker", stop=own.stop))
+            await stack.enter_async_context(
+                _beside(own.work(), "holdfast worker", stop=own.stop, lost=runtime.lost_worker)
+            )
         yield runtime
 
 
@@ -102,8 +104,7 @@ def open_blocking_runtime(
 async def _database_url(settings: Settings, stack: AsyncExitStack) -> str:
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
-    folder = settings.data_dir / "postgres" if "data_dir" in settings.model_fields_set else None
-    server = await stack.enter_async_context(embedded_server(folder))
+    server = await stack.enter_async_context(embedded_server(settings.embedded_folder))
     return server.app_url
 
 
@@ -225,12 +226,16 @@ async def _listen(database: Database, wake: Wake) -> None:
 
 @asynccontextmanager
 async def _beside(
-    work: Coroutine[Any, Any, None], name: str, stop: Callable[[], None] | None = None
+    work: Coroutine[Any, Any, None],
+    name: str,
+    *,
+    stop: Callable[[], None] | None = None,
+    lost: Callable[[BaseException], None] | None = None,
 ) -> AsyncIterator[None]:
     """Runs `work` beside the block and sees it end: by `stop`, or by cancelling it. Not a TaskGroup, which would wrap
-    what the block itself raises."""
+    what the block itself raises; `lost` is told instead when `work` dies."""
     task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_report)
+    task.add_done_callback(partial(_report, lost))
     try:
         yield
     finally:
@@ -241,6 +246,9 @@ async def _beside(
         await asyncio.wait([task])
 
 
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("background_task_failed", task=task.get_name(), exc_info=error)
+def _report(lost: Callable[[BaseException], None] | None, task: asyncio.Task[None]) -> None:
+    if task.cancelled() or (error := task.exception()) is None:
+        return
+    log.error("background_task_failed", task=task.get_name(), exc_info=error)
+    if lost is not None:
+        lost(error)

@@ -79,9 +79,11 @@ class TelemetryTerms(BaseModel):
 
 
 def _tenants(given: object) -> object:
-    """Tenants by name, as a file has them, or in a list."""
+    """Tenants by name, as a file has them, or in a list of terms or bare names."""
     if isinstance(given, Mapping):
         return [{"tenant_id": name, **terms} if isinstance(terms, Mapping) else terms for name, terms in given.items()]
+    if isinstance(given, list | tuple):
+        return [{"tenant_id": each} if isinstance(each, str) else each for each in given]
     return given
 
 

@@ -17,7 +17,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import BudgetId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Usage
 from holdfast.contracts.ports import Renewal
-from holdfast.contracts.runs import Owner, Run, RunClaim, RunRequest, RunStatus
+from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant
 from holdfast.policies.refusal import refusal
 from holdfast.testing.memory_state import BudgetRow, Lease, MemoryState, RunRow
@@ -251,7 +251,7 @@ class MemoryLeases:
         worker_id: str,
         *,
         tenants: Sequence[TenantId] | None,
-        graphs: Sequence[str],
+        graphs: Sequence[GraphVersion],
         slots: int,
         ttl_seconds: float,
     ) -> Sequence[RunClaim]:
@@ -259,7 +259,8 @@ class MemoryLeases:
             wanted = [
                 row.run
                 for row in self._heads_of_threads()
-                if row.run.graph_name in graphs and (tenants is None or row.run.tenant.tenant_id in tenants)
+                if (row.run.graph_name, row.run.graph_version) in graphs
+                and (tenants is None or row.run.tenant.tenant_id in tenants)
             ]
             return [self._take(worker_id, run, ttl_seconds) for run in wanted[:slots]]
 

@@ -12,7 +12,7 @@ from holdfast.contracts.ids import BudgetId, RunId, TenantId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.models import ModelDoor, ModelProvider, ModelRequest, ModelResponse
 from holdfast.contracts.ports import Store
-from holdfast.contracts.runs import Owner, Run, RunClaim, RunIdentity, RunRequest
+from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunIdentity, RunRequest
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tenancy import Tenant, TenantContext
 from holdfast.contracts.verdicts import Autonomy
@@ -100,7 +100,9 @@ async def _claimed(store: Store, tenant: TenantContext, limits: Limits, thread_k
             limits=limits,
         )
     )
-    claims = await store.leases.claim("worker-1", tenants=[tenant.tenant_id], graphs=[graph], slots=1, ttl_seconds=3600)
+    claims = await store.leases.claim(
+        "worker-1", tenants=[tenant.tenant_id], graphs=[GraphVersion(graph, "1")], slots=1, ttl_seconds=3600
+    )
     return claims[0]
 
 

@@ -19,10 +19,11 @@ from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.limits import Limits
-from holdfast.contracts.runs import Owner, Run, RunClaim, RunRequest, RunStatus
+from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant, TenantContext
 from holdfast.runtime.entropy import SystemIds
 
+DESK = GraphVersion("desk", "1")
 DANA = Principal(user_id="dana", tenants=(TenantId("acme"),))
 ENDED = {
     RunStatus.COMPLETED: EventKind.RUN_COMPLETED,
@@ -65,7 +66,7 @@ class House:
         return RunRequest(**standard | changes)
 
     async def claim_one(self, worker_id: str = "first", *, ttl_seconds: float = 30.0) -> RunClaim:
-        claims = await self.leases.claim(worker_id, tenants=None, graphs=["desk"], slots=1, ttl_seconds=ttl_seconds)
+        claims = await self.leases.claim(worker_id, tenants=None, graphs=[DESK], slots=1, ttl_seconds=ttl_seconds)
         assert len(claims) == 1
         return claims[0]
 

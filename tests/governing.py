@@ -16,7 +16,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import BudgetId, RunId, TenantId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.ports import Store
-from holdfast.contracts.runs import Run, RunIdentity, RunRequest, RunStatus, owner_of
+from holdfast.contracts.runs import GraphVersion, Run, RunIdentity, RunRequest, RunStatus, owner_of
 from holdfast.contracts.tenancy import Principal, Tenant, TenantContext
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
@@ -73,7 +73,11 @@ class Desk:
 
     async def claimed(self, graph: Any) -> Run:
         [claim] = await self.store.leases.claim(
-            "here", tenants=None, graphs=[graph.governance.name], slots=1, ttl_seconds=60.0
+            "here",
+            tenants=None,
+            graphs=[GraphVersion(graph.governance.name, graph.governance.version)],
+            slots=1,
+            ttl_seconds=60.0,
         )
         return claim.run
 

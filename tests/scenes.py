@@ -10,7 +10,7 @@ from holdfast.contracts.canonical import digest
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.ports import Store
-from holdfast.contracts.runs import Owner, RunRequest
+from holdfast.contracts.runs import GraphVersion, Owner, RunRequest
 from holdfast.contracts.tenancy import Principal, Tenant, TenantContext
 from holdfast.contracts.tools import Effect
 
@@ -96,7 +96,9 @@ class Scene:
         return RunRequest(**(facts | changes))
 
     async def claim(self, worker: str = "worker-1", *, slots: int = 10, ttl: float = 3600, tenants=None):
-        return await self.store.leases.claim(worker, tenants=tenants, graphs=[self.graph], slots=slots, ttl_seconds=ttl)
+        return await self.store.leases.claim(
+            worker, tenants=tenants, graphs=[GraphVersion(self.graph, "1")], slots=slots, ttl_seconds=ttl
+        )
 
     async def running(self, tenant: str = "acme", *, ttl: float = 3600, **changes) -> Owner:
         """The owner of a new run, alone in the queue, which is claimed."""

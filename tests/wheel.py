@@ -9,11 +9,32 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 ROOMS = (
-    "contracts policies telemetry checkpoints gateway nodes graphs runtime server testing"  # each a real folder
-).split()
+    "contracts",
+    "policies",
+    "telemetry",
+    "checkpoints",
+    "gateway",
+    "nodes",
+    "graphs",
+    "runtime",
+    "server",
+    "testing",
+)
 BESIDE_THE_TESTS = (
-    "tests docs notebooks README.md ARCHITECTURE.md CHANGELOG.md pyproject.toml langgraph.json Makefile .ci"
-).split()
+    "tests",
+    "docs",
+    "notebooks",
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "pyproject.toml",
+    "requirements.lock",
+    "langgraph.json",
+    "Makefile",
+    ".ci",
+)
 
 
 def run(*command: str | Path, cwd: Path) -> None:

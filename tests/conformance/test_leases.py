@@ -7,7 +7,7 @@ from scenes import Scene, event
 
 from holdfast.contracts.errors import LeaseLost
 from holdfast.contracts.events import EventKind
-from holdfast.contracts.runs import RunStatus
+from holdfast.contracts.runs import GraphVersion, RunStatus
 
 
 async def queue(scene: Scene, tenant: str = "acme", **changes):
@@ -38,7 +38,10 @@ async def test_the_oldest_are_claimed_first_and_no_more_than_there_are_slots_for
 async def test_only_the_graphs_and_tenants_that_are_asked_for_are_claimed(scene: Scene):
     await queue(scene)
     other = await queue(scene, "other")
-    assert list(await scene.store.leases.claim("w", tenants=None, graphs=["x"], slots=9, ttl_seconds=9)) == []
+    assert (
+        list(await scene.store.leases.claim("w", tenants=None, graphs=[GraphVersion("x", "1")], slots=9, ttl_seconds=9))
+        == []
+    )
     assert list(await scene.claim(tenants=[])) == []
     assert [claim.run_id for claim in await scene.claim(tenants=["other"])] == [other.run_id]
     assert len(await scene.claim()) == 1
@@ -121,3 +124,14 @@ async def test_workers_at_the_same_time_never_claim_one_run_twice(scene: Scene):
     taken = [claim.run_id for one in claims for claim in one]
     taken += [claim.run_id for claim in await scene.claim()]
     assert sorted(taken) == sorted(run.run_id for run in runs)
+
+
+async def test_a_run_of_another_version_waits_for_a_worker_that_has_it(scene):
+    run = await queue(scene, graph_version="2")
+
+    assert list(await scene.claim()) == []
+
+    [claim] = await scene.store.leases.claim(
+        "newer", tenants=None, graphs=[GraphVersion(scene.graph, "2")], slots=1, ttl_seconds=9
+    )
+    assert claim.run_id == run.run_id

@@ -1,4 +1,4 @@
-"""Every port and every public method says on whose behalf it works: a tenant, a principal, or something that has one."""
+"""Every port and every public method says on whose behalf it works: a tenant, a principal, an owner."""
 
 import inspect
 from typing import Protocol, get_type_hints

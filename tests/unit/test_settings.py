@@ -142,3 +142,9 @@ def test_which_tenant_is_meant_must_be_clear() -> None:
         settings.tenant_or_default(None)
     with pytest.raises(NotFound, match="no tenant 'umbrella'; the configured ones are acme, globex"):
         settings.tenant_or_default("umbrella")
+
+
+def test_tenants_may_be_given_by_bare_names():
+    settings = load_settings(tenants=["acme", {"tenant_id": "globex", "may_be_unlimited": True}])
+
+    assert [tenant.tenant_id for tenant in settings.all_tenants()] == ["acme", "globex"]
