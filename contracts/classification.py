@@ -1,6 +1,8 @@
 """One total table: every exception, ours or not, has one of the ten error types and its retry rule."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import isfinite, nan
 from typing import Any
 
 from holdfast.contracts.errors import (
@@ -116,9 +118,23 @@ def translated(error: BaseException) -> HoldfastError:
         facts["status"] = status
     if (wait := retry_after_seconds(error)) is not None:
         facts["retry_after_seconds"] = wait
-    result = ours(str(error) or type(error).__name__, **facts)
+    result = ours(_said(error), **facts)
     result.__cause__ = error
     return result
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """In this block others' code cannot end the process: what is neither an `Exception` nor a wish of the process
+    itself to stop (`sys.exit()` in a tool, a panic of an extension) is the failure of who raised it."""
+    try:
+        yield
+    except BaseException as error:
+        of_the_process = isinstance(error, Exception | KeyboardInterrupt | GeneratorExit)
+        if of_the_process or type_of(error) is ErrorType.CANCELLATION:
+            raise
+        name = next(_names(error))
+        raise UnclassifiedFailure(f"{name} was raised, which would end the process: {error}", exception=name) from error
 
 
 def recalled(error_type: ErrorType, message: str, facts: Mapping[str, Any]) -> HoldfastError:
@@ -149,9 +165,17 @@ def retry_after_seconds(error: BaseException) -> float | None:
     """The Retry-After of a provider's answer in seconds (RFC 9110 section 10.2.3), where it is a number."""
     headers = getattr(getattr(error, "response", None), "headers", None)
     try:
-        return max(0.0, float(headers["retry-after"])) if headers and "retry-after" in headers else None
+        seconds = float(headers["retry-after"]) if headers and "retry-after" in headers else nan
     except (TypeError, ValueError):
         return None
+    return max(0.0, seconds) if isfinite(seconds) else None
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001  # an exception that cannot even say what it is must not become another one
+        return type(error).__name__
 
 
 def _type_of_group(group: BaseExceptionGroup[BaseException]) -> ErrorType:

@@ -27,7 +27,9 @@ HoldfastError
 """
 
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import StrEnum
+from math import isfinite
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -91,15 +93,23 @@ class RuntimeErrorRecord(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+_LONGEST_MESSAGE = 10_000
+_LONGEST_FACT = 1_000
+
+
 class HoldfastError(Exception):
-    """The root. `facts` are keyword attributes of the error; they travel in the record's metadata."""
+    """The root. `facts` are keyword attributes of the error; they travel in the record's metadata.
+
+    Message and facts are what every store can keep, whatever was quoted in them: without NUL, lone surrogates and
+    numbers that JSON has not, and not without end. What ended a run must never be what keeps it from ending.
+    """
 
     error_type: ClassVar[ErrorType] = ErrorType.PERMANENT_DEPENDENCY
 
     def __init__(self, message: str, **facts: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.facts = facts
+        self.message = _text(message)
+        self.facts = {name: _fact(value) for name, value in facts.items()}
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.facts)
@@ -124,6 +134,27 @@ class HoldfastError(Exception):
             message=self.message,
             metadata={"class": type(self).__name__, **self.facts},
         )
+
+
+def _text(text: str) -> str:
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[:_LONGEST_MESSAGE]}… ({len(text)} characters)"
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def _fact(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | Decimal() | StrEnum():
+            return value
+        case str():
+            return _text(value)
+        case float():
+            return value if isfinite(value) else str(value)
+        case Mapping():
+            return {_text(str(name)): _fact(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_fact(item) for item in value]
+    return _text(repr(value)[:_LONGEST_FACT])
 
 
 def _rebuild(kind: type[HoldfastError], message: str, facts: dict[str, Any]) -> HoldfastError:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from math import isinf
 
-from holdfast.contracts.classification import translated
+from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import (
     ConfigurationError,
@@ -126,7 +126,8 @@ class Sender:
         seconds = timeout_seconds(sending.deadline, self.terms.timeout_seconds, what=WHAT)
         try:
             async with asyncio.timeout(seconds) as timer:
-                return await sending.provider.send(sending.request, timeout_seconds=seconds)
+                with contained():
+                    return await sending.provider.send(sending.request, timeout_seconds=seconds)
         except TimeoutError as error:
             if not timer.expired():
                 raise _of_provider(error, sending.provider) from error

@@ -79,7 +79,7 @@ def failed(call_id: CallId, error: HoldfastError, latency_ms: int, *, unknown: b
         usage=ONE_CALL,
         error_type=error.error_type,
         error_message=error.message,
-        error_facts=_recordable(error.facts),
+        error_facts=error.facts,
         latency_ms=latency_ms,
     )
 
@@ -126,10 +126,3 @@ def response_in(decision: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {"result": value}
-
-
-def _recordable(facts: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return _mapping(plain(facts))
-    except InvalidRequest:
-        return {name: repr(value)[:1000] for name, value in facts.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallIdentity, CallIntent, CallOutcome, CallRecord
-from holdfast.contracts.classification import translated
+from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import (
     BudgetExceeded,
     DeadlineExceeded,
@@ -146,7 +146,7 @@ class ToolSender:
         scope.require_open(f"tool {entry.name!r}")
         scope.require_ours()  # the last thing before the send
         try:
-            with called_for(told):
+            with called_for(told), contained():
                 async with asyncio.timeout(seconds) as timer:
                     return await entry.run(sending.args)
         except TimeoutError as error:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 from langgraph.errors import GraphInterrupt
 
 from holdfast.contracts.calls import CallSite
-from holdfast.contracts.classification import translated
+from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -168,7 +168,8 @@ async def _in_time(specialist: Specialist[T], scope: Scope) -> T:
     remaining = scope.deadline.require(f"specialist {specialist.name!r}")
     try:
         async with asyncio.timeout(None if isinf(remaining) else remaining) as timer:
-            return await specialist.run()
+            with contained():
+                return await specialist.run()
     except TimeoutError as error:
         if timer.expired():
             raise DeadlineExceeded(

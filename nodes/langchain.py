@@ -18,6 +18,7 @@ from langchain_core.language_models.llms import BaseLLM
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.tools import Tool as SimpleTool
 
+from holdfast.contracts.classification import contained
 from holdfast.contracts.errors import NotGoverned
 from holdfast.contracts.scope import scope_here
 from holdfast.nodes.bridge import in_thread, on_loop
@@ -44,6 +45,7 @@ def carry_langchain() -> None:
         (BaseLLM, "agenerate", _refused_completion),
         (BaseLLM, "stream", _refused_completion),
         (BaseLLM, "astream", _refused_completion),
+        (StructuredTool, "_arun", _contained),
         (StructuredTool, "ainvoke", _on_the_loop),
         (SimpleTool, "ainvoke", _on_the_loop),
         (BaseTool, "arun", _use),
@@ -130,6 +132,16 @@ def _refused(original: Callable[..., Any], what: str, instead: str) -> Callable[
         return original(self, *args, **options)
 
     return call
+
+
+def _contained(original: Callable[..., Any]) -> Callable[..., Any]:
+    """LangChain gives a tool's body a task of its own, from where `sys.exit()` would end the loop."""
+
+    async def act(self: StructuredTool, *args: Any, **arguments: Any) -> Any:
+        with contained():
+            return await original(self, *args, **arguments)
+
+    return act
 
 
 def _on_the_loop(original: Callable[..., Any]) -> Callable[..., Any]:

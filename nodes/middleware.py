@@ -17,7 +17,7 @@ import structlog
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphDrained, GraphInterrupt
 
-from holdfast.contracts.classification import first_of_ours, type_of
+from holdfast.contracts.classification import contained, first_of_ours, type_of
 from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import DeadlineExceeded, HoldfastError, LeaseLost, NotGoverned, StoreUnavailable
 from holdfast.contracts.events import EventDraft, EventKind
@@ -170,7 +170,8 @@ async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callab
 
 
 async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
-    return await work()
+    with contained():
+        return await work()
 
 
 def _seconds(deadline: Deadline) -> float | None:

@@ -47,7 +47,7 @@ QUICK = RetryTerms(attempts=3, base_seconds=0.001, cap_seconds=0.002)
 PAY = {"order_id": "A-1", "amount_usd": "12.00"}
 
 
-class Killed(BaseException):
+class Killed(GeneratorExit):
     """Ends the process, as far as the code above it is concerned: nothing catches it, nothing is written after it."""
 
 
