@@ -34,7 +34,7 @@ from holdfast.nodes.fanout import Specialist
 
 Desk = Runtime[RunContext]
 Answer = dict[str, Any]
-FormT = TypeVar("FormT", bound=Form)
+AnyForm = TypeVar("AnyForm", bound=Form)
 
 
 async def read_email(state: DeskState, runtime: Desk) -> DeskState:
@@ -109,7 +109,7 @@ def after_decision(state: DeskState) -> Literal["issue_refund", "write_reply"]:
     return "issue_refund" if state["decision"]["action"] == "refund" else "write_reply"
 
 
-async def _ask(agent: str, prompt: Prompt, form: type[FormT], runtime: Desk) -> FormT:
+async def _ask(agent: str, prompt: Prompt, form: type[AnyForm], runtime: Desk) -> AnyForm:
     reply = await runtime.context.models.call(
         prompt.messages,
         agent=agent,
@@ -117,7 +117,7 @@ async def _ask(agent: str, prompt: Prompt, form: type[FormT], runtime: Desk) -> 
         response_schema=form,
         prompt_version=prompt.prompt_version,
     )
-    answer: FormT = reply.parsed
+    answer: AnyForm = reply.parsed
     return answer
 
 
