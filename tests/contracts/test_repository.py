@@ -78,7 +78,9 @@ def test_the_lock_holds_hashes_and_no_addresses():
 
 
 def test_every_dependency_is_in_the_lock():
-    declared = set(re.findall(r'"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[\w,]+\])?[<>=~]', tracked()["pyproject.toml"].decode()))
+    declared = set(
+        re.findall(r'"([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[\w,]+\])?[<>=~]', tracked()["pyproject.toml"].decode())
+    )
     locked = set(re.findall(r"^([A-Za-z0-9._-]+)==", tracked()["requirements.lock"].decode(), re.MULTILINE))
     assert declared
     assert {name.lower() for name in declared} - {"setuptools"} <= locked
