@@ -191,8 +191,10 @@ class Tool:
 class Toolset(Mapping[str, Tool]):
     """Tools by name. Immutable."""
 
-    def __init__(self, tools: Iterable[Tool] = ()) -> None:
+    def __init__(self, tools: Iterable[Tool] = (), terms: Mapping[str, ToolTerms] | None = None) -> None:
+        """`terms`: what is set from outside for tools by name, in the toolset or not; see `entry_of`."""
         self._tools: dict[str, Tool] = {}
+        self._terms = terms or {}
         for entry in tools:
             if entry.name in self._tools:
                 raise ConfigurationError(f"two tools are named {entry.name!r}; names are unique within a graph")
@@ -212,9 +214,20 @@ class Toolset(Mapping[str, Tool]):
     def governed_by(self, terms: Mapping[str, ToolTerms]) -> "Toolset":
         """The same tools, with what `terms` sets for a name in place of what the tool declares."""
         return Toolset(
-            replace(entry, terms=_changed(entry.terms, terms[name])) if name in terms else entry
-            for name, entry in self._tools.items()
+            (
+                replace(entry, terms=_changed(entry.terms, terms[name])) if name in terms else entry
+                for name, entry in self._tools.items()
+            ),
+            terms,
         )
+
+    def entry_of(self, source: BaseTool) -> Tool:
+        """The entry of this very tool, or one made of it: a namesake's declarations are not its own, but what is set
+        from outside for its name holds for it too."""
+        known = self._tools.get(source.name)
+        if known is not None and known.source is source:
+            return known
+        return Toolset.of([source], self._terms)[source.name]
 
     def require(self, name: str) -> Tool:
         """The tool of that name; raises `NotFound` naming those there are."""
@@ -251,7 +264,7 @@ def _entry(source: BaseTool | Callable[..., Any]) -> Tool:
         run=lambda args: made.ainvoke(dict(args)),
         reconcile=governed.reconcile if governed is not None else None,
         preview=governed.preview if governed is not None else None,
-        parse=shape if isinstance(shape, type) and issubclass(shape, BaseModel) else None,
+        parse=shape if made.args_schema and isinstance(shape, type) and issubclass(shape, BaseModel) else None,
         source=made,
     )
 

@@ -47,8 +47,9 @@ async def carried_tool(tool: BaseTool, tool_input: Any, tool_call_id: str | None
     have been. What must end the node (a spent budget, say) ends it even where the tool node makes messages of errors.
     """
     scope, session = current_scope(f"tool {tool.name!r}"), session_of(f"tool {tool.name!r}")
-    body = _Body(tool, tool_input, act)
-    toolset = Toolset([replace(_entry(tool, session.toolset), run=body.run, source=None)])
+    entry = session.toolset.entry_of(tool)
+    body = _Body(entry, tool, tool_input, act)
+    toolset = Toolset([replace(entry, run=body.run, source=None)])
     try:
         result = await called(
             tool.name, body.visible(), session=session, scope=scope, toolset=toolset, tool_call_id=tool_call_id
@@ -60,14 +61,9 @@ async def carried_tool(tool: BaseTool, tool_input: Any, tool_call_id: str | None
     return body.answer(result, tool_call_id)
 
 
-def _entry(tool: BaseTool, toolset: Toolset) -> Tool:
-    """The graph's entry for this very tool, or one made of the tool itself: a namesake's terms are not its own."""
-    known = toolset.get(tool.name)
-    return known if known is not None and known.source is tool else Toolset.of([tool])[tool.name]
-
-
 @dataclass(slots=True)
 class _Body:
+    entry: Tool
     tool: BaseTool
     tool_input: Any
     act: Act
@@ -82,8 +78,9 @@ class _Body:
         return {self._first(): self.tool_input}
 
     async def run(self, args: Mapping[str, Any]) -> Any:
-        """Act on the arguments that were let through, with what was injected beside them."""
-        given = {**self.tool_input, **args} if isinstance(self.tool_input, Mapping) else args[self._first()]
+        """Act on the arguments that were let through, with what was injected beside them. What the model decided on
+        and a person took out is not among them."""
+        given = self._injected() | dict(args) if isinstance(self.tool_input, Mapping) else args[self._first()]
         self.failure = None
         try:
             answer = await self.act(given)
@@ -107,8 +104,13 @@ class _Body:
             return result.output.get("result", result.output)
         raise recalled(result.error_type or ErrorType.HUMAN_REQUIRED, result.error_message or result.status, {})
 
+    def _injected(self) -> dict[str, Any]:
+        decided = self.visible()
+        return {name: value for name, value in self.tool_input.items() if name not in decided}
+
     def _first(self) -> str:
-        return next(iter(self.tool.args), "input")
+        """The argument that a text alone stands for."""
+        return next(iter(self.entry.input_schema.get("properties", ())), "input")
 
 
 def _packed(answer: Any) -> Any:

@@ -26,6 +26,11 @@ def recorded_decision(approval: Approval, ruling: Ruling) -> dict[str, Any]:
         raise InvalidRequest(
             f"approval {approval.id} does not admit {ruling.type!r}; it admits {', '.join(approval.allowed)}"
         )
+    if ruling.type in ("edit", "respond") and len(_actions(approval.payload)) > 1:
+        raise InvalidRequest(
+            f"approval {approval.id} asks for {len(_actions(approval.payload))} calls at once, and the same "
+            f"{ruling.type!r} would stand for each of them; approve or reject them together"
+        )
     match ruling.type:
         case "approve":
             return {"type": "approve"}

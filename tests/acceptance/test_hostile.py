@@ -7,13 +7,17 @@ import sys
 from typing import Any
 
 import pytest
+from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.tools import Tool as TextTool
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime as NodeRuntime
+from langgraph.types import interrupt
 from offices import Office
 from typing_extensions import TypedDict
 
 from holdfast import RunContext, RunStatus, govern, tool
-from holdfast.contracts.errors import ErrorType
+from holdfast.contracts.approvals import ApprovalStatus
+from holdfast.contracts.errors import ErrorType, InvalidRequest
 from holdfast.runtime.runtime import RunReport, Runtime
 
 IN_TIME = 20.0
@@ -106,3 +110,70 @@ async def test_a_synchronous_tool_that_exits_fails_alone(office: Office):
         report = await ended(runtime, graph_of(calling("parse"), parse))
     assert report.run.status is RunStatus.COMPLETED
     assert "usage: parse ORDER" in report.run.output["said"]["error_message"]
+
+
+# LangChain's tools, called in a node as LangChain calls them
+
+
+def using(a_tool: BaseTool, given: Any) -> Any:
+    async def node(state: State) -> State:
+        return {"said": await a_tool.ainvoke(given)}
+
+    return graph_of(node)
+
+
+def foreign_tool(seen: list[dict[str, Any]], **declared: Any) -> BaseTool:
+    """As an MCP client makes one: the schema is given, and names no defaults."""
+
+    async def pay(**arguments: Any) -> str:
+        seen.append(arguments)
+        return "paid"
+
+    text = {"type": "string"}
+    schema = {"type": "object", "properties": {"order": text, "note": text}, "required": ["order"]}
+    return StructuredTool(name="pay", description="Pay.", args_schema=schema, coroutine=pay, metadata=declared)
+
+
+async def test_what_a_person_takes_out_of_a_call_does_not_reach_the_tool(office: Office):
+    seen: list[dict[str, Any]] = []
+    async with office.open() as runtime:
+        graph = using(foreign_tool(seen), {"order": "A-1", "note": "and tell everyone"})
+        run = await runtime.start(graph, {"order": "A-1"}, tenant="acme")
+        [asked] = (await run.result(IN_TIME)).approvals
+        await runtime.decide(asked.id, "edit", args={"order": "A-1"}, by="dana")
+        assert (await run.result(IN_TIME)).output["said"] == "paid"
+    assert seen == [{"order": "A-1"}]
+
+
+async def test_the_operators_terms_hold_for_a_tool_the_graph_was_not_told_of(office: Office):
+    seen: list[dict[str, Any]] = []
+    async with office.open(tools={"pay": {"effect": "external"}}) as runtime:
+        report = await ended(runtime, using(foreign_tool(seen, effect="read"), {"order": "A-1"}))
+        assert (report.run.status, seen) == (RunStatus.INTERRUPTED, [])
+        await runtime.cancel(report.run.run_id, tenant="acme", by="dana")
+
+
+@pytest.mark.parametrize("given", ["A-1", {"__arg1": "A-1"}])
+async def test_a_tool_of_one_text_is_called_with_it(office: Office, given: Any):
+    look_up = TextTool(
+        name="look_up", description="Look up.", func=lambda text: f"found {text}", metadata={"effect": "read"}
+    )
+    async with office.open() as runtime:
+        report = await ended(runtime, using(look_up, given))
+    assert report.run.output["said"] == "found A-1"
+
+
+async def test_one_edit_does_not_stand_for_several_calls_that_are_asked_for_at_once(office: Office):
+    calls = [{"name": "pay", "args": {"order": order}} for order in "ABC"]
+
+    async def node(state: State) -> State:
+        return {"said": interrupt({"action_requests": calls, "review_configs": []})}
+
+    async with office.open() as runtime:
+        report = await ended(runtime, graph_of(node))
+        [asked] = report.approvals
+        with pytest.raises(InvalidRequest, match="3 calls at once"):
+            await runtime.decide(asked.id, "edit", args={"order": "Z"}, by="dana")
+        assert (await runtime.decide(asked.id, "approve", by="dana")).status is ApprovalStatus.APPROVED
+        run = await runtime.run(report.run.run_id, tenant="acme")
+        assert (await run.result(IN_TIME)).output["said"] == {"decisions": [{"type": "approve"}] * 3}
