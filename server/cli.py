@@ -73,7 +73,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 
 @app.command()
 def demo() -> int:
-    """Watch a refund handled: specialists, a budget, a person asked, a worker killed, one refund."""
+    """Watch a refund handled: specialists, a budget, a person asked, one refund."""
     from holdfast.server.demo import demo as show_demo  # needs graphs that other commands do not
 
     return show_demo()

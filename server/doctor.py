@@ -17,7 +17,7 @@ from rich.text import Text
 import holdfast
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import HoldfastError
-from holdfast.contracts.runs import RunStatus
+from holdfast.contracts.runs import GraphVersion, RunStatus
 from holdfast.policies.permissions import CedarPolicy
 from holdfast.runtime.runtime import Runtime
 from holdfast.server import render
@@ -37,6 +37,7 @@ _PROVIDERS = {
 }
 
 
+_SERVE_IT = "start a worker with the code they were started with, or cancel them"
 _THROUGH_THE_DOOR = "call models through runtime.context.models or LangChain, or they are neither limited nor recorded"
 
 
@@ -203,13 +204,16 @@ async def _queue(runtime: Runtime, settings: Settings, catalog: Catalog) -> Chec
         for tenant in settings.all_tenants()
         for run in await runtime.runs(tenant=tenant.tenant_id, status=RunStatus.QUEUED)
     ]
-    orphans = sorted({run.graph_name for run in waiting} - set(_served(catalog)))
+    served = set(_served(catalog))
+    orphans = sorted({(run.graph_name, run.graph_version) for run in waiting} - served)
     if orphans:
-        return Check("queue", "warn", f"runs of {', '.join(orphans)} wait, and no graph of that name is here")
+        names = ", ".join(f"{name} (version {version})" for name, version in orphans)
+        return Check("queue", "warn", f"runs of {names} wait, and that version is not here: {_SERVE_IT}")
     return Check("queue", "ok", f"{len(waiting)} runs wait")
 
 
-def _served(catalog: Catalog) -> Iterator[str]:
+def _served(catalog: Catalog) -> Iterator[GraphVersion]:
     for name in catalog:
         with suppress(HoldfastError):  # said by its own check
-            yield catalog.load(name).governance.name
+            governance = catalog.load(name).governance
+            yield GraphVersion(governance.name, governance.version)

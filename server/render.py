@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from datetime import UTC
 from decimal import Decimal
 from typing import Any
 
@@ -45,12 +46,14 @@ def runs(console: Console, found: Sequence[Run]) -> None:
         console.print("no runs")
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "status", "graph", "thread", "started", "cause"):
-        table.add_column(heading, no_wrap=heading in {"run", "status"}, overflow="fold")
+    named = any(run.thread_key != run.run_id for run in found)  # a thread that nobody named is called like its run
+    for heading in ("run", "status", "graph", *(("thread",) if named else ()), "admitted (UTC)", ""):
+        table.add_column(heading, no_wrap=heading not in {"graph", "thread"}, overflow="fold")
     for run in found:
-        cause = run.cause.error_type.value if run.cause is not None else (run.next_action or "")
-        created = run.created_at.strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(run.run_id, _status(run.status), run.graph_name, run.thread_key, created, Text(cause))
+        cause = run.cause.error_type.value if run.cause is not None else ("asks" if run.next_action else "")
+        admitted = run.created_at.astimezone(UTC).strftime("%m-%d %H:%M:%S")
+        thread = (run.thread_key if run.thread_key != run.run_id else "",) if named else ()
+        table.add_row(run.run_id, _status(run.status), run.graph_name, *thread, admitted, Text(cause))
     console.print(table)
 
 
@@ -65,7 +68,7 @@ def report(console: Console, report: RunReport) -> None:
             "tenant": run.tenant.tenant_id + (f", for {run.tenant.user_id}" if run.tenant.user_id else ""),
             "thread": run.thread_key,
             "status": _status(run.status),
-            "attempts": f"{run.attempt} of {run.max_attempts}",
+            "attempt": f"{run.attempt} (given up after {run.max_attempts} lost workers in a row)",
         },
     )
     console.print()
