@@ -1,6 +1,6 @@
 """Runs and their threads, on Postgres. A run's status changes under its row's lock, with its event, in one commit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,7 @@ class PostgresRuns:
         run_id = RunId(uuid_text(run_id, what="run"))
         if not principal.may_act_for(tenant_id):
             raise _no_run(run_id)
-        asked = RunCancelled(f"cancelled by {principal.user_id!r}: {reason}", by=principal.user_id, reason=reason)
+        asked = _asked_by({"by": principal.user_id, "reason": reason})
         async with self._database.tenant(tenant_id) as conn:
             state = await _lock_run(conn, tenant_id, run_id)
             status = RunStatus(state["status"])
@@ -139,8 +139,11 @@ class PostgresRuns:
         if not status.final:
             raise InvalidRequest(f"a run does not end as {status}; use rest or release")
         async with self._database.tenant(owner.tenant_id) as conn:
-            if await _ended_already(conn, owner, status):
+            state = await _lock_to_end(conn, owner, status)
+            if state is None:
                 return
+            if status is RunStatus.CANCELLED and state["cancel_requested"] is not None:
+                cause = _asked_by(state["cancel_requested"]).record(run_id=owner.run_id, step_name="request_cancel")
             await _end(conn, owner.run_id, status, output=output, cause=cause)
             drafts = await withdraw(conn, owner.run_id)
             await _drop_lease(conn, owner)
@@ -214,18 +217,22 @@ async def _hold_to_end(conn: Connection, owner: Owner) -> None:
     await _lock_run(conn, owner.tenant_id, owner.run_id)
 
 
-async def _ended_already(conn: Connection, owner: Owner, status: RunStatus) -> bool:
-    """Whether this owner has ended its run before, with the same status; the fence for one that has not."""
+async def _lock_to_end(conn: Connection, owner: Owner, status: RunStatus) -> dict[str, Any] | None:
+    """The state of the run, which is held; None where its owner has ended it before, with the same status."""
     held = await hold_alone(conn, owner)
     state = await _lock_run(conn, owner.tenant_id, owner.run_id)
     if held:
-        return False
+        return state
     ended = RunStatus(state["status"])
     if not ended.final or state["epoch"] != owner.epoch:
         raise lost(owner)
     if ended is not status:
         raise Conflict(f"run {owner.run_id} ended as {ended}, so it cannot end as {status}", status=ended)
-    return True
+    return None
+
+
+def _asked_by(asked: Mapping[str, str]) -> RunCancelled:
+    return RunCancelled(f"cancelled by {asked['by']!r}: {asked['reason']}", **asked)
 
 
 async def _ask_to_stop(conn: Connection, run_id: RunId, asked: RunCancelled) -> list[EventDraft]:

@@ -28,7 +28,7 @@ select thread_id
 
 -- name: lock_run
 -- A run's state, locked against any other change of it.
-select status, epoch, attempt, thread_id
+select status, epoch, attempt, thread_id, cancel_requested
   from runs
  where tenant_id = %(tenant_id)s and run_id = %(run_id)s
    for no key update
@@ -65,10 +65,11 @@ select exists (select from counted) as counted,
  where r.run_id = %(run_id)s
 
 -- name: park_run
--- Stop a run's clock until a person decides; or queue it, clock running, if someone already has in this attempt.
+-- Stop a run's clock until a person decides; or queue it, clock running, if someone already has in this attempt, or
+-- wants the run to stop.
 with answered as (
-    select not r.attached and exists (
-               select from approvals a where a.run_id = r.run_id and a.decided_at >= r.claimed_at) as already
+    select not r.attached and (r.cancel_requested is not null or exists (
+               select from approvals a where a.run_id = r.run_id and a.decided_at >= r.claimed_at)) as already
       from runs r
      where r.run_id = %(run_id)s),
 parked as (

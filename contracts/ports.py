@@ -95,7 +95,7 @@ class Runs(Protocol):
 
     async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
         """Park the run until a person decides: stops its clock and releases the lease. Returns `interrupted`, or
-        `queued` when something was already decided meanwhile."""
+        `queued` when something was already decided meanwhile, or someone wants the run to stop."""
         ...
 
     async def finish(
@@ -107,7 +107,8 @@ class Runs(Protocol):
         cause: RuntimeErrorRecord | None,
         event: EventDraft,
     ) -> None:
-        """End the run, release the lease, and withdraw what is still asked. Idempotent for the same status."""
+        """End the run, release the lease, and withdraw what is still asked. Idempotent for the same status. A run that
+        was asked to stop and is cancelled has as its cause who asked, and why."""
         ...
 
     async def release(self, owner: Owner, *, event: EventDraft) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from langgraph.types import Command
 
 from holdfast.contracts.classification import translated
-from holdfast.contracts.errors import InvalidRequest
+from holdfast.contracts.errors import InvalidRequest, RunCancelled
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run, RunRequest, RunStatus, owner_of
@@ -116,7 +116,8 @@ def _ending(session: RunSession, outcome: AttachedOutcome) -> Ending:
         case RunStatus.INTERRUPTED:
             return Rested(1)
         case RunStatus.CANCELLED:
-            return Cancelled(str(outcome.error or "the host stopped it"), output)
+            stop = outcome.error
+            return Cancelled(stop if isinstance(stop, RunCancelled) else RunCancelled("the host stopped it"), output)
         case _:
             error = outcome.error or RuntimeError("the host did not say why")
-            return Failed(translated(error), output, session.step_of(error))
+            return Failed(translated(error), session.step_of(error), output)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -19,6 +19,7 @@ from holdfast.contracts.errors import (
     BudgetExceeded,
     DeadlineExceeded,
     HoldfastError,
+    InvalidRequest,
     InvariantViolated,
     LeaseLost,
     NotFound,
@@ -28,6 +29,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.ids import BudgetId
 from holdfast.contracts.runs import Run
+from holdfast.gateway.closing import written
 from holdfast.nodes.session import RunSession, entered_session
 from holdfast.policies import rulings
 from holdfast.runtime import breakpoints, endings
@@ -71,60 +73,73 @@ class Coordinator:
 
     async def execute(self, hold: Hold, control: RunControl) -> None:
         """Run the graph of a claimed run until it ends, rests, is drained or is lost, and commit which it was."""
-        run = hold.claim.run
-        ending: Ending = Lost()
         try:
-            ending = await self._ending(hold, control)
-            await endings.record(self._doors.store.runs, hold.owner, ending)
+            await self._execute(hold, control)
         except (LeaseLost, StoreUnavailable) as error:
             # Nothing can be written: the lease runs out by itself and another worker takes the run over.
-            log.warning("attempt_lost", run_id=run.run_id, epoch=hold.owner.epoch, reason=str(error))
+            log.warning("attempt_lost", run_id=hold.claim.run_id, epoch=hold.owner.epoch, reason=str(error))
 
-    async def _ending(self, hold: Hold, control: RunControl) -> Ending:
+    async def _execute(self, hold: Hold, control: RunControl) -> None:
         run = hold.claim.run
-        if hold.cancel_requested:
-            return Cancelled("asked before it was claimed", None)
-        if run.takeovers >= run.max_attempts:
-            return _gave_up(run)
         try:
-            graph = self._registry.get(run.graph_name, run.graph_version)
-            self._assert_governed(graph)  # somebody may have changed its nodes since
+            graph = self._hydrated(hold)
         except (NotFound, InvariantViolated) as error:
-            return Failed(error, None, "hydrate")
-        attempt = _Attempt(
-            run,
-            graph.copy(update={"checkpointer": self._saver_for(hold.owner, graph)}),
-            await self._doors.session(graph, run, hold.owner, still_ours=hold.still_ours),
-            _config(run),
-            control,
-        )
-        identity = attempt.session.identity
+            await self._conclude(hold, None, _before_it_begins(hold) or Failed(error, "hydrate"))
+            return
+        if (ending := _before_it_begins(hold)) is not None:
+            await self._conclude(hold, graph, ending)
+            return
+        try:
+            session = await self._doors.session(graph, run, hold.owner, still_ours=hold.still_ours)
+        except asyncio.CancelledError:
+            await self._conclude(hold, graph, _stopped(hold))
+            return
+        identity = session.identity
         with (
             run_logs(identity, attempt=run.attempt),
             run_span(identity, graph_name=run.graph_name, attempt=run.attempt, link=run.trace_parent) as span,
         ):
-            ending = await self._attempt(hold, attempt)
+            ending = await self._attempt(hold, _Attempt(run, graph, session, _config(run), control))
+            await self._conclude(hold, graph, ending)
             usage = (await self._doors.store.ledger.state(run.tenant.tenant_id, BudgetId(run.run_id))).spent
             record_run(span, identity, graph_name=run.graph_name, status=type(ending).__name__.lower(), usage=usage)
             if isinstance(ending, Failed):
                 record_failure(span, ending.error)
-            return ending
+
+    def _hydrated(self, hold: Hold) -> Graph:
+        """The graph of a run, bound to a saver of the owner's. Raises `NotFound` and `InvariantViolated`."""
+        graph = self._registry.get(hold.claim.run.graph_name, hold.claim.run.graph_version)
+        self._assert_governed(graph)  # somebody may have changed its nodes since
+        return graph.copy(update={"checkpointer": self._saver_for(hold.owner, graph)})
+
+    async def _conclude(self, hold: Hold, graph: Graph | None, ending: Ending) -> None:
+        """Commit an ending. A cancellation that comes now comes too late: it waits until this is written."""
+        await written(self._recorded(hold, graph, ending))
+
+    async def _recorded(self, hold: Hold, graph: Graph | None, ending: Ending) -> None:
+        runs = self._doors.store.runs
+        if isinstance(ending, Failed | Cancelled) and graph is not None:
+            ending = replace(ending, output=await self._state(hold.claim.run, graph))
+        try:
+            await endings.record(runs, hold.owner, ending)
+        except InvalidRequest as error:  # an output that the database will not have, for all that we make of it
+            await endings.record(runs, hold.owner, Failed(error, "run"))
 
     async def _attempt(self, hold: Hold, attempt: _Attempt) -> Ending:
         try:
             async with asyncio.timeout(_backstop_seconds(attempt)):
                 return await self._drive(attempt)
         except asyncio.CancelledError as stop:
-            return await self._stopped(stop, hold, attempt)
+            await _flushed(stop)
+            return _stopped(hold)
         except GraphDrained as drained:
             return Released(str(drained))
         except (LeaseLost, StoreUnavailable):
             raise
         except RunCancelled as stop:
-            return Cancelled(stop.message, await self._state(attempt))
+            return Cancelled(stop)
         except Exception as error:  # noqa: BLE001  # a run's failure is its ending, whatever raised it
-            failure = _failure(error, attempt)
-            return Failed(failure, await self._state(attempt), attempt.session.step_of(error))
+            return Failed(_failure(error, attempt), attempt.session.step_of(error))
 
     async def _drive(self, attempt: _Attempt) -> Ending:
         """Invoke the graph; whenever it pauses for what a person has decided already, go on at once.
@@ -182,7 +197,7 @@ class Coordinator:
         snapshot = await attempt.graph.aget_state(attempt.config)
         leave = await breakpoints.leave_at(inbox, owner, snapshot)
         if leave is not None and leave.status is not ApprovalStatus.PENDING:
-            return Cancelled("a breakpoint was not passed", await self._state(attempt)) if refused(leave) else None
+            return Cancelled(RunCancelled("a breakpoint was not passed")) if refused(leave) else None
         if not snapshot.next or (entering and leave is None and not stands_before_one(attempt.graph, snapshot)):
             return None
         await breakpoints.ask_leave(inbox, owner, snapshot, expires_in_seconds=attempt.session.approval_expires_seconds)
@@ -199,37 +214,53 @@ class Coordinator:
             and approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN)
         }
 
-    async def _stopped(self, stop: asyncio.CancelledError, hold: Hold, attempt: _Attempt) -> Ending:
-        """The attempt's task was cancelled: by a wish to stop the run, a lost lease, or the end of the worker."""
-        for flush in (item for item in stop.args if isinstance(item, asyncio.Task)):
-            # LangGraph hands its unfinished checkpoint flush over this way; the lease must outlive it.
-            with contextlib.suppress(Exception):
-                await asyncio.shield(flush)
-        task = asyncio.current_task()
-        assert task is not None
-        task.uncancel()
-        if not hold.still_ours():
-            return Lost()
-        if hold.cancel_requested:
-            return Cancelled("asked while it was running", await self._state(attempt))
-        return Released("the worker is shutting down")
-
-    async def _state(self, attempt: _Attempt) -> Any:
-        """The thread's state up to now, for a run that does not complete."""
+    async def _state(self, run: Run, graph: Graph) -> Any:
+        """The thread's state up to now, for a run that does not complete. One that cannot be read keeps no run from
+        ending."""
         try:
-            snapshot = await attempt.graph.aget_state(attempt.config)
-        except StoreUnavailable:
+            snapshot = await graph.aget_state(_config(run))
+        except Exception as error:  # noqa: BLE001  # the graph's own reducers and schemas have a say in it
+            log.warning("state_not_read", run_id=run.run_id, reason=translated(error).message)
             return None
         mark = (snapshot.metadata or {}).get(RUN_MARK)
-        return plain_output(snapshot.values) if mark == attempt.run.run_id else None
+        return plain_output(snapshot.values) if mark == run.run_id else None
 
 
-def _gave_up(run: Run) -> Failed:
+def _before_it_begins(hold: Hold) -> Ending | None:
+    """Why a claimed run is over without another step."""
+    run = hold.claim.run
+    if hold.cancel_requested:
+        return Cancelled(_asked_to_stop(run))
+    if run.takeovers < run.max_attempts:
+        return None
     error = PermanentDependency(
         f"the run was given up: {run.max_attempts} workers in a row were lost while they worked on it",
         attempts=run.max_attempts,
     )
-    return Failed(error, None, "claim")
+    return Failed(error, "claim")
+
+
+async def _flushed(stop: asyncio.CancelledError) -> None:
+    """LangGraph hands its unfinished checkpoint flush over this way; the lease must outlive it."""
+    for flush in (item for item in stop.args if isinstance(item, asyncio.Task)):
+        with contextlib.suppress(Exception):
+            await asyncio.shield(flush)
+
+
+def _stopped(hold: Hold) -> Ending:
+    """The attempt's task was cancelled: by a wish to stop the run, a lost lease, or the end of the worker."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.uncancel()
+    if not hold.still_ours():
+        return Lost()
+    if hold.cancel_requested:
+        return Cancelled(_asked_to_stop(hold.claim.run))
+    return Released("the worker is shutting down")
+
+
+def _asked_to_stop(run: Run) -> RunCancelled:
+    return RunCancelled(f"run {run.run_id} was asked to stop")
 
 
 def _config(run: Run) -> RunnableConfig:

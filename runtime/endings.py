@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.contracts.errors import HoldfastError
+from holdfast.contracts.errors import HoldfastError, RunCancelled
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ports import Runs
 from holdfast.contracts.runs import Owner, RunStatus
@@ -29,16 +29,16 @@ class Failed:
     """The run ends here, with its cause and the state up to then."""
 
     error: HoldfastError
-    output: Any
     step_name: str
+    output: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """Someone wanted the run to stop, and it has."""
 
-    reason: str
-    output: Any
+    error: RunCancelled
+    output: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,15 @@ async def record(runs: Runs, owner: Owner, ending: Ending) -> RunStatus | None:
                 owner, RunStatus.COMPLETED, output=output, cause=None, event=_event(EventKind.RUN_COMPLETED)
             )
             return RunStatus.COMPLETED
-        case Failed(error, output, step_name):
+        case Failed(error, step_name, output):
             cause = error.record(run_id=owner.run_id, step_name=step_name)
             event = _event(EventKind.RUN_FAILED, error_type=cause.error_type.value, step_name=step_name)
             await runs.finish(owner, RunStatus.FAILED, output=output, cause=cause, event=event)
             return RunStatus.FAILED
-        case Cancelled(reason, output):
-            event = _event(EventKind.RUN_CANCELLED, reason=reason)
-            await runs.finish(owner, RunStatus.CANCELLED, output=output, cause=None, event=event)
+        case Cancelled(error, output):
+            cause = error.record(run_id=owner.run_id, step_name="run")
+            event = _event(EventKind.RUN_CANCELLED, reason=error.message)
+            await runs.finish(owner, RunStatus.CANCELLED, output=output, cause=cause, event=event)
             return RunStatus.CANCELLED
         case Rested(questions):
             words = "a decision" if questions == 1 else f"{questions} decisions"

@@ -8,9 +8,9 @@ from holdfast.contracts.approvals import ApprovalStatus
 from holdfast.contracts.errors import (
     AdmissionRefused,
     Conflict,
-    ErrorType,
     InvalidRequest,
     NotFound,
+    RunCancelled,
     RuntimeErrorRecord,
 )
 from holdfast.contracts.events import EventDraft, EventKind
@@ -87,26 +87,21 @@ class MemoryRuns:
         if not principal.may_act_for(tenant_id):
             raise NotFound(f"tenant {tenant_id!r} has no run {run_id}")
         with self._state.commit():
-            run = self._state.run_row(tenant_id, run_id).run
+            row = self._state.run_row(tenant_id, run_id)
+            run = row.run
             if run.status.final:
                 raise Conflict(
                     f"run {run_id} is {run.status} already; nothing reopens it, and nothing is left to cancel"
                 )
-            asked = {"by": principal.user_id, "reason": reason}
-            if not run.cancel_requested:
-                self._state.write(run_id, EventDraft(kind=EventKind.RUN_CANCEL_REQUESTED, payload=asked))
+            asked = RunCancelled(f"cancelled by {principal.user_id!r}: {reason}", by=principal.user_id, reason=reason)
+            cause = asked.record(run_id=run_id, step_name="request_cancel")
+            if row.asked_to_stop is None:
+                self._state.write(run_id, EventDraft(kind=EventKind.RUN_CANCEL_REQUESTED, payload=asked.facts))
+                self._state.tables.runs[run_id] = replace(row, asked_to_stop=cause)
                 self._state.change_run(run_id, cancel_requested=True)
             if run.status is not RunStatus.RUNNING:
-                cause = RuntimeErrorRecord(
-                    run_id=run_id,
-                    step_name="",
-                    error_type=ErrorType.CANCELLATION,
-                    retryable=False,
-                    message=f"cancelled by {principal.user_id}: {reason}",
-                    metadata=asked,
-                )
                 self._end(run_id, RunStatus.CANCELLED, cause=cause)
-                self._state.write(run_id, EventDraft(kind=EventKind.RUN_CANCELLED, payload=asked))
+                self._state.write(run_id, EventDraft(kind=EventKind.RUN_CANCELLED, payload=asked.facts))
             return self._state.run_of(self._state.tables.runs[run_id])
 
     async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
@@ -123,7 +118,8 @@ class MemoryRuns:
             row = self._state.hold(owner)
             tables.leases.pop(owner.run_id, None)
             self._state.write(owner.run_id, event)
-            if self._state.answers(owner.run_id) > row.answers_seen and not owner.attached:
+            answered = self._state.answers(owner.run_id) > row.answers_seen
+            if (answered or row.run.cancel_requested) and not owner.attached:
                 self._state.change_run(owner.run_id, status=RunStatus.QUEUED, next_action=None, parked=True)
                 return RunStatus.QUEUED
             self._state.change_run(owner.run_id, status=RunStatus.INTERRUPTED, next_action=next_action, parked=True)
@@ -147,7 +143,9 @@ class MemoryRuns:
                 if ended.status is status:
                     return
                 raise Conflict(f"run {owner.run_id} ended as {ended.status}, so it cannot end as {status}")
-            self._state.hold(owner)
+            asked = self._state.hold(owner).asked_to_stop
+            if status is RunStatus.CANCELLED and asked is not None:
+                cause = asked
             self._end(owner.run_id, status, cause=cause, output=output)
             self._state.write(owner.run_id, event)
 

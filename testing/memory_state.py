@@ -11,7 +11,7 @@ from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.deadline import Clock
-from holdfast.contracts.errors import LeaseLost, NotFound
+from holdfast.contracts.errors import LeaseLost, NotFound, RuntimeErrorRecord
 from holdfast.contracts.events import Event, EventDraft
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits, Usage
@@ -42,6 +42,8 @@ class RunRow:
     """While it stands still: what was left."""
     answers_seen: int = 0
     """Decisions that had been made when the run was claimed."""
+    asked_to_stop: RuntimeErrorRecord | None = None
+    """The first wish to cancel the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

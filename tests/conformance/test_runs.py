@@ -14,6 +14,7 @@ from holdfast.contracts.errors import (
     InvalidRequest,
     LeaseLost,
     NotFound,
+    RunCancelled,
     RuntimeErrorRecord,
 )
 from holdfast.contracts.events import EventKind
@@ -215,6 +216,25 @@ async def test_cancelling_a_working_run_tells_its_worker(scene: Scene):
     assert renewed[owner.run_id].cancel_requested
     await scene.store.runs.request_cancel(DANA, "acme", owner.run_id, reason="stop!")
     assert (await scene.kinds(owner)).count("run.cancel_requested") == 1
+
+
+async def test_cancelled_run_does_not_rest_with_a_person(scene: Scene):
+    owner = await scene.running()
+    await scene.asked(owner)
+    await scene.store.runs.request_cancel(DANA, "acme", owner.run_id, reason="stop")
+    assert await scene.rest(owner) is RunStatus.QUEUED
+    [claim] = await scene.claim()
+    assert claim.run.cancel_requested
+
+
+async def test_cancelled_run_names_who_wanted_it_to_stop(scene: Scene):
+    owner = await scene.running()
+    await scene.store.runs.request_cancel(DANA, "acme", owner.run_id, reason="changed my mind")
+    cause = RunCancelled("it was asked to").record(run_id=owner.run_id, step_name="run")
+    await finish(scene, owner, RunStatus.CANCELLED, cause=cause)
+    ended = (await scene.store.runs.get("acme", owner.run_id)).cause
+    assert ended.message == "cancelled by 'dana': changed my mind"
+    assert (ended.metadata["by"], ended.metadata["reason"]) == ("dana", "changed my mind")
 
 
 async def test_a_stranger_cancels_nothing(scene: Scene):
