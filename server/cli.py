@@ -46,6 +46,8 @@ _CODE_OF: dict[type[HoldfastError], Exit] = {
     InvariantViolated: Exit.BROKEN,
 }
 
+_PIPE_COLUMNS = 160
+
 app = typer.Typer(
     name="holdfast",
     help=f"Run LangGraph agents with an owner, a budget, a deadline and a person to ask.\n\n{_CODES}.",
@@ -232,7 +234,13 @@ def _done(command: Coroutine[Any, Any, Exit]) -> int:
 
 
 def _session(as_json: bool) -> Session:
-    return Session(settings=load_settings(), console=Console(), as_json=as_json)
+    return Session(settings=load_settings(), console=_console(), as_json=as_json)
+
+
+def _console() -> Console:
+    """Standard output. A pipe has no width of its own, and what reads it wants whole words."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPE_COLUMNS)
 
 
 def _complain(message: str, code: Exit) -> Exit:

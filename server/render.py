@@ -47,11 +47,11 @@ def runs(console: Console, found: Sequence[Run]) -> None:
         return
     table = Table(box=None, pad_edge=False)
     named = any(run.thread_key != run.run_id for run in found)  # a thread that nobody named is called like its run
-    for heading in ("run", "status", "graph", *(("thread",) if named else ()), "admitted (UTC)", ""):
-        table.add_column(heading, no_wrap=heading not in {"graph", "thread"}, overflow="fold")
+    for heading in ("run", "status", "graph", *(("thread",) if named else ()), "admitted", ""):
+        table.add_column(heading, no_wrap=heading in {"run", "status", "admitted"}, overflow="fold")
     for run in found:
         cause = run.cause.error_type.value if run.cause is not None else ("asks" if run.next_action else "")
-        admitted = run.created_at.astimezone(UTC).strftime("%m-%d %H:%M:%S")
+        admitted = run.created_at.astimezone(UTC).strftime("%m-%d %H:%M")
         thread = (run.thread_key if run.thread_key != run.run_id else "",) if named else ()
         table.add_row(run.run_id, _status(run.status), run.graph_name, *thread, admitted, Text(cause))
     console.print(table)
