@@ -54,11 +54,11 @@ _NODE_SLOTS = 64
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings | None = None, *, graphs: Iterable[Any] = (), worker: bool = True, **overrides: Any
+    settings: Settings | None = None, *, graphs: Iterable[Any] = (), serve: bool = True, **overrides: Any
 ) -> AsyncIterator[Runtime]:
     """A runtime for as long as the block lasts: the same in a notebook and in a cluster.
 
-    Starts an embedded Postgres unless `DATABASE_URL` is set, and a worker in this process unless `worker` is False.
+    Starts an embedded Postgres unless `DATABASE_URL` is set, and a worker in this process unless `serve` is False.
     The worker serves the graphs of `langgraph.json`, those in `graphs`, and every graph that is started here.
     `overrides` are settings, and come before the environment.
 
@@ -76,13 +76,13 @@ async def open_runtime(
             await store.tenants.put(tenant)
         wake, registry, doors = Wake(settings.worker.poll_seconds), Registry(), _doors(settings, store)
         runtime = _runtime(settings, doors, registry, wake, database)
-        for graph in (*(_project_graphs() if worker else ()), *graphs):
+        for graph in (*(_project_graphs() if serve else ()), *graphs):
             runtime.register(graph)
         host = _attachments(settings, doors)
         register_host(host)
         stack.callback(unregister_host, host)
         await stack.enter_async_context(_beside(_listen(database, wake), "holdfast listener"))
-        if worker:
+        if serve:
             own = _worker(settings, doors, registry, wake, database)
             await stack.enter_async_context(
                 _beside(own.work(), "holdfast worker", stop=own.stop, lost=runtime.lost_worker)
@@ -92,11 +92,11 @@ async def open_runtime(
 
 @contextmanager
 def open_blocking_runtime(
-    settings: Settings | None = None, *, graphs: Iterable[Any] = (), worker: bool = True, **overrides: Any
+    settings: Settings | None = None, *, graphs: Iterable[Any] = (), serve: bool = True, **overrides: Any
 ) -> Iterator[BlockingRuntime]:
     """`open_runtime` for scripts without a loop: it runs in a thread of its own, and every call waits."""
     with start_blocking_portal() as portal:
-        opening = open_runtime(settings, graphs=graphs, worker=worker, **overrides)
+        opening = open_runtime(settings, graphs=graphs, serve=serve, **overrides)
         with portal.wrap_async_context_manager(opening) as runtime:
             yield BlockingRuntime(runtime, portal)
 

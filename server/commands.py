@@ -43,7 +43,7 @@ class Session:
     @asynccontextmanager
     async def runtime(self, *, worker: bool = False) -> AsyncIterator[Runtime]:
         """The runtime; without a worker for what only looks."""
-        async with open_runtime(self.settings, worker=worker) as runtime:
+        async with open_runtime(self.settings, serve=worker) as runtime:
             yield runtime
 
 

@@ -183,7 +183,7 @@ def _graph(catalog: Catalog, name: str) -> Check:
 
 async def _database(settings: Settings, catalog: Catalog) -> AsyncIterator[Check]:
     try:
-        async with open_runtime(settings, worker=False) as runtime:
+        async with open_runtime(settings, serve=False) as runtime:
             yield Check("database", "ok", "reachable, its schema is of this version, row-level security holds")
             yield await _queue(runtime, settings, catalog)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what this check has found

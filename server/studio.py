@@ -16,7 +16,7 @@ from holdfast.server.bootstrap import open_runtime
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
     """Holds the runtime open; it registers itself as the host of attached runs."""
-    async with open_runtime(worker=False):
+    async with open_runtime(serve=False):
         yield
 
 

@@ -40,7 +40,7 @@ class Office:
         self, *, graphs: Iterable[Any] = (), worker: bool = True, **settings: Any
     ) -> AbstractAsyncContextManager[Runtime]:
         """`open_runtime` on this database, with short leases and quick polling."""
-        return open_runtime(self.settings(**settings), graphs=graphs, worker=worker)
+        return open_runtime(self.settings(**settings), graphs=graphs, serve=worker)
 
     def settings(self, **settings: Any) -> Settings:
         """The settings that `open` uses."""

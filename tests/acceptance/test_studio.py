@@ -145,7 +145,7 @@ async def test_the_refund_desk_asks_in_our_inbox_and_goes_on_when_studio_answers
         interrupt = await _interrupt(studio, thread["thread_id"])
         assert interrupt["value"]["action_requests"][0]["name"] == "issue_refund"
 
-        async with open_runtime(database_url=database_urls.app, worker=False, attached_tenant="default") as runtime:
+        async with open_runtime(database_url=database_urls.app, serve=False, attached_tenant="default") as runtime:
             (approval,) = await runtime.approvals(tenant="default")
             assert (approval.tool_name, approval.interrupt_id) == ("issue_refund", interrupt["id"])
 
@@ -168,7 +168,7 @@ async def test_an_agent_of_somebody_elses_asks_in_our_inbox_and_ends_at_its_budg
         question = {"messages": [{"role": "user", "content": "Send 12.00"}]}
         await studio.runs.wait(thread["thread_id"], "teller", input=question)
 
-        async with open_runtime(database_url=database_urls.app, worker=False, attached_tenant="default") as runtime:
+        async with open_runtime(database_url=database_urls.app, serve=False, attached_tenant="default") as runtime:
             (approval,) = await runtime.approvals(tenant="default")
             assert (approval.tool_name, approval.args) == ("send_money", {"amount": "12.00"})
 
