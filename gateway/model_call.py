@@ -25,6 +25,9 @@ _NOT_OF_THE_REQUEST = {"run_id", "deadline"}
 _NOT_OF_THE_RECORD = {"replayed", "parsed", "raw_response_ref"}
 """Fields of a response that are made anew from the rest when the journal answers."""
 
+_MOST_TOKENS = 10**9
+"""More than any call can use. What a provider counts beyond it is a mistake, and the ledger could not hold it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
@@ -185,4 +188,4 @@ def reference(call_id: CallId) -> str:
 
 
 def _counted(tokens: int | None, *, otherwise: int) -> int:
-    return otherwise if tokens is None or tokens < 0 else tokens
+    return otherwise if tokens is None or tokens < 0 else min(tokens, _MOST_TOKENS)
