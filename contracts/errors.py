@@ -34,6 +34,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from holdfast.contracts.credentials import masked
+
 
 class ErrorType(StrEnum):
     """The ten error types of the specification."""
@@ -101,7 +103,8 @@ class HoldfastError(Exception):
     """The root. `facts` are keyword attributes of the error; they travel in the record's metadata.
 
     Message and facts are what every store can keep, whatever was quoted in them: without NUL, lone surrogates and
-    numbers that JSON has not, and not without end. What ended a run must never be what keeps it from ending.
+    numbers that JSON has not, and not without end. What ended a run must never be what keeps it from ending. What has
+    the shape of a credential is masked: errors are stored, shown, and told to models.
     """
 
     error_type: ClassVar[ErrorType] = ErrorType.PERMANENT_DEPENDENCY
@@ -139,7 +142,7 @@ class HoldfastError(Exception):
 def _text(text: str) -> str:
     if len(text) > _LONGEST_MESSAGE:
         text = f"{text[:_LONGEST_MESSAGE]}… ({len(text)} characters)"
-    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    return masked(text.replace("\x00", "\ufffd").encode(errors="replace").decode())
 
 
 def _fact(value: Any) -> Any:
