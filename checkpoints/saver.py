@@ -4,7 +4,7 @@ The stock saver holds one lock for all runs of a process while it waits for the 
 each use. It is not fenced yet: two workers on one thread are kept apart by the lease alone.
 """
 
-from collections.abc import AsyncIterator, Set
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,12 +13,14 @@ from langgraph._internal._serde import build_serde_allowlist
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import ERROR
 from langgraph.graph import StateGraph
 from langgraph.pregel import Pregel
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
 from holdfast.checkpoints.database import Database
+from holdfast.contracts.classification import translated
 from holdfast.contracts.ids import TenantId
 from holdfast.contracts.runs import Owner
 
@@ -61,6 +63,13 @@ class TenantSaver(AsyncPostgresSaver):
         super().__init__(conn=None, serde=strict_serializer())  # type: ignore[arg-type]
         self._database = database
         self._tenant_id = tenant_id
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        # LangGraph keeps a node's exception by its text, which may quote a key; as one of ours it does not.
+        told = [(channel, translated(value) if channel == ERROR else value) for channel, value in writes]
+        await super().aput_writes(config, told, task_id, task_path)
 
     async def alist(
         self,

@@ -6,13 +6,16 @@ Each test ends with the invariants, which the fixture `office` asks for.
 import sys
 from typing import Any
 
+import psycopg
 import pytest
+from fix_database import DatabaseUrls
 from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.tools import Tool as TextTool
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime as NodeRuntime
 from langgraph.types import interrupt
 from offices import Office
+from psycopg import sql
 from typing_extensions import TypedDict
 
 from holdfast import RunContext, RunStatus, govern, tool
@@ -177,3 +180,40 @@ async def test_one_edit_does_not_stand_for_several_calls_that_are_asked_for_at_o
         assert (await runtime.decide(asked.id, "approve", by="dana")).status is ApprovalStatus.APPROVED
         run = await runtime.run(report.run.run_id, tenant="acme")
         assert (await run.result(IN_TIME)).output["said"] == {"decisions": [{"type": "approve"}] * 3}
+
+
+# Secrets
+
+
+KEY = "sk-live-abcdefghijklmnopqrstuvwxyz"
+PLACES = ("runs", "calls", "events", "approvals", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
+
+
+async def everything_kept(urls: DatabaseUrls) -> str:
+    """All that the database holds of runs, as text; bytes too, as far as they are text."""
+    kept: list[str] = []
+    async with await psycopg.AsyncConnection.connect(urls.admin) as conn:
+        for place in PLACES:
+            rows = await (await conn.execute(sql.SQL("select * from {}").format(sql.Identifier(place)))).fetchall()
+            kept += [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for row in rows for v in row]
+    return "\n".join(kept)
+
+
+async def test_a_key_that_an_exception_quotes_is_kept_nowhere(office: Office):
+    refused = ConnectionError(f"403 for url 'https://host/v1?key={KEY}': {KEY} is not a key")
+
+    @tool(effect="read")
+    async def look_up(order: str) -> str:
+        """Look an order up."""
+        raise PermissionError(*refused.args)
+
+    async def node(state: State, runtime: NodeRuntime[RunContext]) -> State:
+        assert (await runtime.context.tools.call("look_up", {"order": "A-1"})).status == "error"
+        raise refused
+
+    async with office.open() as runtime:
+        report = await ended(runtime, graph_of(node, look_up))
+    assert report.run.status is RunStatus.FAILED
+    kept = await everything_kept(office.urls)
+    assert "403 for url" in kept
+    assert KEY not in kept
