@@ -16,6 +16,7 @@ from langgraph.runtime import Runtime as NodeRuntime
 from langgraph.types import interrupt
 from offices import Office
 from psycopg import sql
+from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from holdfast import RunContext, RunStatus, govern, tool
@@ -113,6 +114,89 @@ async def test_a_synchronous_tool_that_exits_fails_alone(office: Office):
         report = await ended(runtime, graph_of(calling("parse"), parse))
     assert report.run.status is RunStatus.COMPLETED
     assert "usage: parse ORDER" in report.run.output["said"]["error_message"]
+
+
+class Opaque(BaseModel):
+    inside: Any
+
+
+def nested(depth: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+UNKEEPABLE = {
+    "no end": nested(5_000),
+    "an integer without end": 10**5_000,
+    "what has no JSON": Opaque(inside=object()),
+    "NUL": "a\x00b",
+    "a lone surrogate": "a\ud800b",
+}
+
+
+@pytest.mark.parametrize("answer", UNKEEPABLE.values(), ids=UNKEEPABLE)
+@pytest.mark.parametrize(("effect", "status"), [("read", "failed"), ("write", "returned")])
+async def test_an_answer_that_cannot_be_kept_still_ends_its_call(office: Office, answer: Any, effect: str, status: str):
+    @tool(effect=effect)
+    async def look_up(order: str) -> Any:
+        """Look an order up."""
+        return answer
+
+    async with office.open() as runtime:
+        report = await ended(runtime, graph_of(calling("look_up"), look_up))
+    assert report.run.status is RunStatus.COMPLETED
+    assert [call.status for call in report.calls] == [status]
+
+
+@pytest.mark.parametrize("given", UNKEEPABLE.values(), ids=UNKEEPABLE)
+async def test_an_argument_that_cannot_be_kept_is_refused_and_told(office: Office, given: Any):
+    @tool(effect="external")
+    async def pay(order: Any) -> str:
+        """Pay an order."""
+        raise AssertionError("called")
+
+    async def node(state: State, runtime: NodeRuntime[RunContext]) -> State:
+        result = await runtime.context.tools.call("pay", {"order": given})
+        return {"said": result.error_type}
+
+    async with office.open() as runtime:
+        report = await ended(runtime, graph_of(node, pay))
+    assert (report.run.output["said"], report.calls) == (ErrorType.VALIDATION_ERROR, [])
+
+
+async def test_a_person_is_asked_about_integers_of_any_size(office: Office):
+    paid: list[int] = []
+
+    @tool(effect="external")
+    async def pay(account: int) -> str:
+        """Pay to an account."""
+        paid.append(account)
+        return "paid"
+
+    async def node(state: State, runtime: NodeRuntime[RunContext]) -> State:
+        return {"said": (await runtime.context.tools.call("pay", {"account": 2**80})).text}
+
+    async with office.open() as runtime:
+        run = await runtime.start(graph_of(node, pay), {"order": "A-1"}, tenant="acme")
+        [asked] = (await run.result(IN_TIME)).approvals
+        await runtime.decide(asked.id, "approve", by="dana")
+        assert (await run.result(IN_TIME)).output["said"] == "paid"
+    assert paid == [2**80]
+
+
+async def test_a_text_that_no_database_can_store_is_an_invalid_request_everywhere(office: Office):
+    bad = "acme\ud800"
+    async with office.open() as runtime:
+        for asked in (
+            runtime.runs(tenant=bad),
+            runtime.state("thread", tenant=bad),
+            runtime.state(bad, tenant="acme"),
+            runtime.start(graph_of(calling("none")), {"order": "A-1"}, tenant="acme", thread=bad),
+        ):
+            with pytest.raises(InvalidRequest):
+                await asked
 
 
 # LangChain's tools, called in a node as LangChain calls them
