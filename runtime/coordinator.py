@@ -1,7 +1,6 @@
 """Executes one attempt at a run: from a claim to an ending that is committed."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -242,9 +241,11 @@ def _before_it_begins(hold: Hold) -> Ending | None:
 
 async def _flushed(stop: asyncio.CancelledError) -> None:
     """LangGraph hands its unfinished checkpoint flush over this way; the lease must outlive it."""
-    for flush in (item for item in stop.args if isinstance(item, asyncio.Task)):
-        with contextlib.suppress(Exception):
-            await asyncio.shield(flush)
+    if flushes := [item for item in stop.args if isinstance(item, asyncio.Task)]:
+        # Not awaited for its result: it may have failed, or have been cancelled itself.
+        done, _ = await asyncio.wait(flushes, timeout=_SAVER_GRACE_SECONDS)
+        for flush in done:
+            flush.cancelled() or flush.exception()
 
 
 def _stopped(hold: Hold) -> Ending:
