@@ -3,6 +3,7 @@
 Each test ends with the invariants, which the fixture `office` asks for.
 """
 
+import asyncio
 import sys
 from typing import Any
 
@@ -17,11 +18,12 @@ from langgraph.types import interrupt
 from offices import Office
 from psycopg import sql
 from pydantic import BaseModel
+from scenes import new_id
 from typing_extensions import TypedDict
 
 from holdfast import RunContext, RunStatus, govern, tool
 from holdfast.contracts.approvals import ApprovalStatus
-from holdfast.contracts.errors import ErrorType, InvalidRequest
+from holdfast.contracts.errors import Conflict, ErrorType, InvalidRequest
 from holdfast.runtime.runtime import RunReport, Runtime
 
 IN_TIME = 20.0
@@ -264,6 +266,53 @@ async def test_one_edit_does_not_stand_for_several_calls_that_are_asked_for_at_o
         assert (await runtime.decide(asked.id, "approve", by="dana")).status is ApprovalStatus.APPROVED
         run = await runtime.run(report.run.run_id, tenant="acme")
         assert (await run.result(IN_TIME)).output["said"] == {"decisions": [{"type": "approve"}] * 3}
+
+
+# Other tenants
+
+
+async def test_a_run_id_of_another_tenant_is_taken_and_nothing_is_said_of_its_run(office: Office):
+    graph = using(foreign_tool([], effect="read"), {"order": "A-1"})
+    async with office.open() as runtime:
+        theirs = (await ended(runtime, graph)).run
+        with pytest.raises(Conflict) as caught:
+            await runtime.start(graph, {"order": "A-2"}, tenant="bolt", run_id=theirs.run_id)
+        assert await runtime.runs(tenant="bolt") == []
+        assert (await runtime.run(theirs.run_id, tenant="acme")).thread == theirs.thread_key
+    assert caught.value.message == f"the run id {theirs.run_id} is taken; use a new one"
+
+
+async def test_every_way_to_another_tenants_run_and_approval_is_as_if_there_were_none(office: Office):
+    async with office.open() as runtime:
+        run = await runtime.start(using(foreign_tool([]), {"order": "A-1"}), {"order": "A-1"}, tenant="acme")
+        [asked] = (await run.result(IN_TIME)).approvals
+
+        async def told(run_id: str, approval_id: str, thread: str) -> list[str]:
+            ways = (
+                runtime.run(run_id, tenant="bolt"),
+                runtime.wait(run_id, tenant="bolt", timeout=IN_TIME),
+                runtime.show(run_id, tenant="bolt"),
+                runtime.events(run_id, tenant="bolt"),
+                runtime.cancel(run_id, tenant="bolt", by="mallory"),
+                runtime.cancel(run_id, tenant="acme", by="mallory"),
+                runtime.state(thread, tenant="bolt"),
+                runtime.decide(approval_id, "approve", by="mallory"),
+            )
+            answers = [await asyncio.gather(way, return_exceptions=True) for way in ways]
+            assert await runtime.approvals(tenant="bolt", run_id=run_id, pending_only=False) == []
+            return [f"{type(error).__name__}: {error}" for [error] in answers]
+
+        real, invented = (run.id, asked.id, run.thread), (new_id(), new_id(), "nowhere")
+        seen = [line.replace(*pair) for line, pair in zip(await told(*real), _pairs(real, invented), strict=True)]
+        assert all(line.startswith("NotFound: ") for line in seen)
+        assert seen == await told(*invented)
+        await run.cancel(by="dana")
+
+
+def _pairs(real: tuple[str, str, str], invented: tuple[str, str, str]) -> list[tuple[str, str]]:
+    """What tells the two apart in each answer: the id that was asked for."""
+    run, approval, thread = zip(real, invented, strict=True)
+    return [run, run, run, run, run, run, thread, approval]
 
 
 # Secrets
