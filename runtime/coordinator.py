@@ -13,7 +13,7 @@ from langgraph.types import Command, GraphOutput
 from pydantic import BaseModel
 
 from holdfast.contracts.approvals import ApprovalStatus
-from holdfast.contracts.classification import translated
+from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import (
     BudgetExceeded,
     DeadlineExceeded,
@@ -178,7 +178,7 @@ class Coordinator:
         return saver.serde.loads_typed((attempt.run.input_type, attempt.run.input))
 
     async def _invoke(self, attempt: _Attempt, value: Any) -> GraphOutput[Any]:
-        with entered_session(attempt.session):
+        with entered_session(attempt.session), contained():  # the graph's reducers have no node around them
             return await attempt.graph.ainvoke(
                 value,
                 attempt.config,
@@ -217,7 +217,8 @@ class Coordinator:
         """The thread's state up to now, for a run that does not complete. One that cannot be read keeps no run from
         ending."""
         try:
-            snapshot = await graph.aget_state(_config(run))
+            with contained():
+                snapshot = await graph.aget_state(_config(run))
         except Exception as error:  # noqa: BLE001  # the graph's own reducers and schemas have a say in it
             log.warning("state_not_read", run_id=run.run_id, reason=translated(error).message)
             return None

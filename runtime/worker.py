@@ -111,7 +111,7 @@ class Worker:
     async def _execute(self, hold: Hold, control: RunControl) -> None:
         try:
             await self._coordinator.execute(hold, control)
-        except Exception:  # one run's trouble must not end the worker; its lease runs out and it is taken over
+        except (Exception, GeneratorExit):  # one run's trouble must not end the worker; it is taken over in time
             log.exception("attempt_failed", run_id=hold.claim.run_id)
 
     def _done(self, job: _Job) -> None:
