@@ -24,7 +24,10 @@ from typing_extensions import TypedDict
 from holdfast import RunContext, RunStatus, govern, tool
 from holdfast.contracts.approvals import ApprovalStatus
 from holdfast.contracts.errors import Conflict, ErrorType, InvalidRequest
+from holdfast.contracts.models import ToolCallRequest
+from holdfast.gateway.scripted import ScriptedReply
 from holdfast.runtime.runtime import RunReport, Runtime
+from holdfast.testing.scripted import scripted
 
 IN_TIME = 20.0
 
@@ -178,13 +181,16 @@ async def test_a_person_is_asked_about_integers_of_any_size(office: Office):
         return "paid"
 
     async def node(state: State, runtime: NodeRuntime[RunContext]) -> State:
-        return {"said": (await runtime.context.tools.call("pay", {"account": 2**80})).text}
+        reply = await runtime.context.models.call("Whom do we pay?", tools=runtime.context.tools.schemas())
+        return {"said": (await runtime.context.tools.call("pay", reply.tool_calls[0].args)).text}
 
-    async with office.open() as runtime:
-        run = await runtime.start(graph_of(node, pay), {"order": "A-1"}, tenant="acme")
-        [asked] = (await run.result(IN_TIME)).approvals
-        await runtime.decide(asked.id, "approve", by="dana")
-        assert (await run.result(IN_TIME)).output["said"] == "paid"
+    asking = ScriptedReply(tool_calls=(ToolCallRequest(id="1", name="pay", args={"account": 2**80}),))
+    with scripted("payer", asking) as model:
+        async with office.open(model=model.model) as runtime:
+            run = await runtime.start(graph_of(node, pay), {"order": "A-1"}, tenant="acme")
+            [asked] = (await run.result(IN_TIME)).approvals
+            await runtime.decide(asked.id, "approve", by="dana")
+            assert (await run.result(IN_TIME)).output["said"] == "paid"
     assert paid == [2**80]
 
 
