@@ -138,6 +138,7 @@ class ModelGateway:
             provider=call.provider.provider,
             model=call.provider.model,
             prompt_version=call.request.prompt_version,
+            agent_name=call.request.agent_name,
             messages=call.request.messages,
         ) as span:
             match await self._opened(call):
