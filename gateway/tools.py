@@ -104,8 +104,14 @@ class ToolExecutor:
         scope.require_open(f"tool {request.tool_name!r}")
         clock = scope.deadline.clock
         started = clock.monotonic()
-        name, arguments = request.tool_name, request.input
-        with tool_span(scope, tool_name=name, tool_call_id=request.tool_call_id, arguments=arguments) as span:
+        name = request.tool_name
+        with tool_span(
+            scope,
+            tool_name=name,
+            tool_call_id=request.tool_call_id,
+            agent_name=request.agent_name or None,
+            arguments=request.input,
+        ) as span:
             answer = await self._performed(request, identity, scope, toolset, approval)
             if isinstance(answer, ToolResult):
                 record_tool(span, answer, round((clock.monotonic() - started) * 1000), tool_name=name)

@@ -20,6 +20,9 @@ from holdfast.nodes.underway import underway
 T = TypeVar("T")
 
 _END = object()
+_TAKEN_UP_SECONDS = 30.0
+"""How long a thread waits for the loop to begin with what it asks; a loop that takes longer is blocked, most likely by
+a node that waits for this very thread."""
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -89,13 +92,21 @@ def _start(session: RunSession, make: Callable[[], Coroutine[Any, Any, T]], what
             f"{what} was called synchronously on the event loop's own thread, where it would wait for itself; "
             "await its asynchronous twin, or make the node a plain `def`"
         )
-    mine = underway()
+    mine, taken_up = underway(), threading.Event()
 
     async def counted() -> T:
+        taken_up.set()
         with mine.task():
             return await make()
 
-    return asyncio.run_coroutine_threadsafe(counted(), session.loop)
+    future = asyncio.run_coroutine_threadsafe(counted(), session.loop)
+    if not taken_up.wait(_TAKEN_UP_SECONDS):
+        future.cancel()
+        raise ConfigurationError(
+            f"{what} waited {_TAKEN_UP_SECONDS:.0f} s for the run's event loop, which is blocked: an asynchronous node "
+            "must not wait for a thread by .result() or .join(); await asyncio.to_thread(...), or make it a plain `def`"
+        )
+    return future
 
 
 def _on_thread_of(loop: asyncio.AbstractEventLoop) -> bool:

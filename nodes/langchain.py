@@ -6,7 +6,7 @@ journal and approval hold, and what goes out at the far end is the original.
 
 Carried: chat models by `invoke`, `ainvoke` and batches, and by `stream` and `astream` (in one piece); tools by every
 way. Refused inside a node: text-completion models, and a model's own `stream_events(version="v3")`. Out of reach: raw
-provider SDKs, embeddings, and code in a bare thread, which has no scope.
+provider SDKs and embeddings. Threads and pools that a node starts carry its scope (`nodes.threads`).
 """
 
 import functools
@@ -26,12 +26,14 @@ from holdfast.nodes.carried_models import as_chunk, carried_model
 from holdfast.nodes.carried_tools import carried_tool
 from holdfast.nodes.inside import is_asking_model, is_performing, performing
 from holdfast.nodes.session import session_of
+from holdfast.nodes.threads import carry_threads
 
 _MARK = "__holdfast_original__"
 
 
 def carry_langchain() -> None:
     """See to it that LangChain's models and tools are carried wherever a scope is. Doing it twice changes nothing."""
+    carry_threads()
     if hasattr(BaseChatModel._agenerate_with_cache, _MARK):  # noqa: SLF001  # the entry that all ways share
         return
     for owner, name, watch in (

@@ -96,6 +96,8 @@ def _resource() -> Resource:
 
 def _log_to_stderr(terms: TelemetryTerms) -> None:
     """Show our log lines on standard error, unless the program has made arrangements of its own."""
+    # An endpoint that is away would fill the screen with each retry; what is lost is counted (`telemetry.drops`).
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     ours = logging.getLogger("holdfast")
     ours.setLevel(terms.log_level.upper())
     if ours.handlers or logging.getLogger().handlers:

@@ -115,11 +115,17 @@ def model_span(
 
 @contextmanager
 def tool_span(
-    scope: Scope, *, tool_name: str, tool_call_id: str, arguments: Mapping[str, object] | None = None
+    scope: Scope,
+    *,
+    tool_name: str,
+    tool_call_id: str,
+    agent_name: str | None = None,
+    arguments: Mapping[str, object] | None = None,
 ) -> Iterator[Span]:
-    """One tool call. `arguments` are written only when content is captured."""
+    """One tool call, of the scope's agent unless another is named. `arguments` are written only when content is
+    captured."""
     attributes: _Attributes = {
-        **_scope_facts(scope),
+        **_scope_facts(scope, agent_name),
         names.TOOL_NAME: tool_name,
         names.OPERATION: "execute_tool",
         names.GEN_AI_TOOL_NAME: tool_name,

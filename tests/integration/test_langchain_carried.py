@@ -2,6 +2,8 @@
 
 import asyncio
 import operator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Annotated, Any
 
 import pytest
@@ -24,11 +26,13 @@ from holdfast.contracts.errors import BudgetExceeded, ConfigurationError, HumanR
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.models import ToolCallRequest
+from holdfast.contracts.scope import scope_here
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.chat_model import GatewayChatModel
 from holdfast.gateway.scripted import ScriptedReply
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
+from holdfast.nodes import bridge
 from holdfast.testing.scripted import scripted
 
 
@@ -524,3 +528,60 @@ async def test_an_agent_on_the_gateways_own_chat_model_is_paid_for_once():
     assert attempt.output["messages"][-1].content == "It was sent on Monday."
     assert sorted(call.identity.kind for call in await attempt.calls()) == ["model", "model", "tool"]
     assert script.sends == 2
+
+
+def threads_of(model: Any, look_up: Any) -> Any:
+    """A synchronous node that calls models and tools in a pool and in a thread of its own."""
+
+    def fan_out(state: State) -> State:
+        with ThreadPoolExecutor(2) as pool:
+            texts = [answer.text for answer in pool.map(lambda text: model.invoke(text), ["one", "two"])]
+        said: list[str] = []
+        thread = Thread(target=lambda: said.append(look_up.invoke({"order": "A-1"})))
+        thread.start()
+        thread.join()
+        return {"log": [*texts, *said]}
+
+    return StateGraph(State).add_node("fan_out", fan_out).add_edge(START, "fan_out").compile()
+
+
+async def test_models_and_tools_in_threads_of_a_node_are_carried_too():
+    @langchain_tool
+    def look_up(order: str) -> str:
+        """Look an order up."""
+        return f"{order} was sent"
+
+    look_up.metadata = {"effect": "read"}
+    attempt = await Desk().start(govern(threads_of(Fake(replies=["fine"]), look_up)), {"log": []})
+
+    assert attempt.error is None
+    assert attempt.output["log"] == ["fine", "fine", "A-1 was sent"]
+    assert sorted(call.identity.kind for call in await attempt.calls()) == ["model", "model", "tool"]
+
+
+async def test_a_pool_that_outlives_its_node_keeps_no_scope_of_it():
+    pool = ThreadPoolExecutor(1)
+
+    def use(state: State) -> State:
+        return {"log": [pool.submit(lambda: scope_here() is not None).result()]}
+
+    graph = govern(StateGraph(State).add_node("use", use).add_edge(START, "use").compile())
+    attempt = await Desk().start(graph, {"log": []})
+
+    assert attempt.output["log"] == [True]
+    assert pool.submit(scope_here).result() is None
+    pool.shutdown()
+
+
+async def test_a_node_that_blocks_the_loop_on_its_own_thread_is_told_instead_of_hanging(monkeypatch):
+    monkeypatch.setattr(bridge, "_TAKEN_UP_SECONDS", 0.2)
+
+    async def block(state: State) -> State:
+        with ThreadPoolExecutor(1) as pool:
+            return {"log": [pool.submit(Fake(replies=["fine"]).invoke, "hi").result()]}
+
+    graph = govern(StateGraph(State).add_node("block", block).add_edge(START, "block").compile())
+    attempt = await Desk().start(graph, {"log": []})
+
+    assert isinstance(attempt.error, ConfigurationError)
+    assert "asyncio.to_thread" in str(attempt.error)
