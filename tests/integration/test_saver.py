@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from holdfast.checkpoints.database import Database, PoolSizes
-from holdfast.checkpoints.saver import declared_types, saver_for
+from holdfast.checkpoints.saver import saver_for
+from holdfast.checkpoints.serialization import declared_types
 from holdfast.contracts.errors import NotFound
 from holdfast.contracts.ids import RunId, TenantId, ThreadId
 from holdfast.contracts.runs import Owner
