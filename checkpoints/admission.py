@@ -71,7 +71,7 @@ async def _require_room(conn: Connection, tenant: Tenant) -> None:
 
 async def _insert(conn: Connection, request: RunRequest, *, run_id: RunId, thread_id: str, asked: str) -> None:
     limits = request.limits
-    await conn.execute(
+    admitted = await conn.execute(
         _SQL["admit_run"],
         {
             "run_id": run_id,
@@ -96,6 +96,8 @@ async def _insert(conn: Connection, request: RunRequest, *, run_id: RunId, threa
             "max_steps": limits.max_steps,
         },
     )
+    if not admitted.rowcount:
+        raise Conflict(f"the run id {run_id} is taken; use a new one", run_id=run_id)
 
 
 def _admitted(request: RunRequest) -> EventDraft:

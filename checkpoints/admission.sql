@@ -28,7 +28,8 @@ select thread_id from made
 select thread_id from threads where tenant_id = %(tenant_id)s and thread_key = %(thread_key)s
 
 -- name: admit_run
--- Write a run with its budget and its event counter, and wake a worker. An attached run is born running.
+-- Write a run with its budget and its event counter, and wake a worker; nothing if its id is taken, here or at another
+-- tenant's. An attached run is born running.
 with admitted as (
     insert into runs (run_id, tenant_id, thread_id, graph_name, graph_version, principal, input, input_type,
                       request_digest, context, limits, deadline_at, max_attempts, trace_parent, attached,
@@ -40,6 +41,7 @@ with admitted as (
       from (select case when %(attached)s then 'running' else 'queued' end as status,
                    case when %(attached)s then 1 else 0 end as epoch,
                    case when %(attached)s then clock_timestamp() end as started_at) born
+        on conflict (run_id) do nothing
  returning run_id, tenant_id, thread_id),
 budget as (
     insert into budgets (budget_id, tenant_id, kind, thread_id, run_id,

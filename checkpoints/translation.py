@@ -48,6 +48,8 @@ def translating() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise translate(error) from error
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"a text holds what no database can store: {error}") from error
 
 
 def translate(error: psycopg.Error) -> HoldfastError:

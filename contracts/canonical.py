@@ -14,7 +14,15 @@ _LARGEST_EXACT_INTEGER = 2**53 - 1
 
 
 def plain(value: object) -> object:
-    """`value` as JSON types alone. Raises `InvalidRequest` for what JSON cannot say (NUL, NaN, other objects)."""
+    """`value` as JSON types alone. Raises `InvalidRequest` for what JSON cannot say (NUL, NaN, other objects, what has
+    no end)."""
+    try:
+        return _plain(value)
+    except (ValueError, RecursionError) as error:  # of a model that does not serialise, of an integer without end
+        raise InvalidRequest(f"the value has no plain JSON: {error}") from error
+
+
+def _plain(value: object) -> object:
     match value:
         case None | bool():
             return value
@@ -31,18 +39,18 @@ def plain(value: object) -> object:
         case Decimal():
             return str(value)
         case BaseModel():
-            return plain(value.model_dump(mode="json"))
+            return _plain(value.model_dump(mode="json"))
         case Mapping():
-            return {_key(key): plain(item) for key, item in value.items()}
+            return {_key(key): _plain(item) for key, item in value.items()}
         case Sequence() | set() | frozenset() if not isinstance(value, bytes | bytearray):
-            return [plain(item) for item in value]
+            return [_plain(item) for item in value]
     raise InvalidRequest(f"{type(value).__name__} is not JSON; use {_JSON_TYPES}")
 
 
 def _key(key: object) -> str:
     if not isinstance(key, str):
         raise InvalidRequest(f"{key!r} is not a JSON key; keys are texts")
-    return str(plain(key))
+    return str(_plain(key))
 
 
 def canonical(value: object) -> bytes:

@@ -247,11 +247,11 @@ class ToolExecutor:
 
 
 def _request_digest(request: ToolRequest) -> str:
-    """The digest of what is asked. What is not JSON has one too: it is refused as a call of its own."""
+    """The digest of what is asked. What is not JSON has one too, of its names: it is refused."""
     try:
         return digest({"tool": request.tool_name, "input": request.input})
     except InvalidRequest:
-        return digest({"tool": ascii(request.tool_name), "unreadable": ascii(request.input)})
+        return digest({"tool": ascii(request.tool_name), "unreadable": sorted(map(ascii, request.input))})
 
 
 def _require_permitted(entry: Tool, scope: Scope) -> None:

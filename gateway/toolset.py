@@ -17,7 +17,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, ValidationError, create_model
 
-from holdfast.contracts.canonical import canonical
+from holdfast.contracts.canonical import canonical, plain
 from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest, NotFound, NotGoverned
 from holdfast.contracts.ids import RunId, TenantId
@@ -161,7 +161,7 @@ class Tool:
         """`args` with the schema's defaults: what policy judges and a person approves is all that will be used."""
         properties = self.input_schema.get("properties", {})
         defaults = {name: shape["default"] for name, shape in properties.items() if "default" in shape}
-        return {**defaults, **args}
+        return {**defaults, **{name: _exact(value, properties.get(name, {})) for name, value in args.items()}}
 
     def require_valid(self, args: Mapping[str, Any]) -> None:
         """Raise `InvalidRequest` naming the argument that does not fit and what is allowed."""
@@ -371,6 +371,17 @@ def _with_call(function: Callable[..., Any], parameters: Iterable[str]) -> Calla
         return function(**arguments, **call())
 
     return run if inspect.iscoroutinefunction(function) else run_in_thread
+
+
+def _exact(value: Any, shape: Mapping[str, Any]) -> Any:
+    """An integer too large for JSON's numbers comes back from the journal as a text: here it is the integer again."""
+    if not isinstance(value, str) or shape.get("type") != "integer":
+        return value
+    try:
+        number = int(value)
+    except ValueError:
+        return value
+    return number if plain(number) == value else value
 
 
 def _type_in_words(shape: Mapping[str, Any]) -> str:

@@ -98,7 +98,7 @@ def hitl_request(question: Question) -> dict[str, Any]:
     """The question as LangChain's human-in-the-loop middleware puts it, which Studio and agent inboxes know."""
     description = question.reason if question.preview is None else f"{question.reason}\n\n{question.preview}"
     return {
-        "action_requests": [{"name": question.tool_name, "args": question.args, "description": description}],
+        "action_requests": [{"name": question.tool_name, "args": plain(question.args), "description": description}],
         "review_configs": [{"action_name": question.tool_name, "allowed_decisions": list(question.allowed)}],
     }
 

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ async def in_thread(work: Callable[[], T]) -> T:
             act(value)
 
     def tell(act: Callable[[Any], None], value: object) -> None:
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop has been closed, and nobody waits for the answer any more
             loop.call_soon_threadsafe(settle, act, value)
 
     def run() -> None:
@@ -41,6 +42,8 @@ async def in_thread(work: Callable[[], T]) -> T:
             result = context.run(work)
         except StopIteration as error:
             tell(answer.set_exception, RuntimeError(f"StopIteration: {error}"))
+        except KeyboardInterrupt as error:  # nobody's Ctrl-C, which reaches the main thread alone
+            tell(answer.set_exception, RuntimeError(f"KeyboardInterrupt: {error}"))
         except BaseException as error:  # noqa: BLE001  # carried to whoever awaits
             tell(answer.set_exception, error)
         else:

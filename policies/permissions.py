@@ -44,6 +44,8 @@ from holdfast.contracts.errors import ConfigurationError
 from holdfast.contracts.verdicts import Decision, PolicyRequest, Verdict
 
 _STRICTNESS = {Decision.ALLOW: 0, Decision.PREVIEW: 1, Decision.ASK: 2}
+_SHOWN = 80
+"""Characters of a text by which its writer knows it again."""
 _PLACES = Decimal("0.0001")
 _LARGEST = Decimal("922337203685477.5807")
 _SMALLEST = Decimal("-922337203685477.5808")
@@ -75,7 +77,7 @@ class CedarPolicy:
 
     def __init__(self, texts: Sequence[str]) -> None:
         schema, source = _packaged("holdfast.cedarschema"), "\n".join(texts)
-        parsed = _parsed(source)
+        parsed = _parsed(source, texts)
         _require_valid(source, schema, names={key: _name(policy) for key, policy in parsed.items()})
         self._rules = {rule.id: rule for rule in _rules(parsed)}
         self._schema = cedarpy.Schema.from_str(schema)
@@ -142,14 +144,25 @@ def _read(path: Path) -> str:
 # What is checked at start
 
 
-def _parsed(source: str) -> dict[str, dict[str, Any]]:
+def _parsed(source: str, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     try:
         parsed = json.loads(cedarpy.policies_to_json_str(source))
     except ValueError as error:
-        raise ConfigurationError(f"the Cedar policies do not parse: {error}") from error
+        culprit = next((text for text in texts if not _parses(text)), source)
+        raise ConfigurationError(
+            f"the Cedar policies that begin with {culprit.strip()[:_SHOWN]!r} do not parse: {error}"
+        ) from error
     if parsed["templates"]:
         raise ConfigurationError("Cedar templates are not used here; write the policies out")
     return dict(parsed["staticPolicies"])
+
+
+def _parses(text: str) -> bool:
+    try:
+        cedarpy.policies_to_json_str(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _require_valid(source: str, schema: str, *, names: Mapping[str, str]) -> None:

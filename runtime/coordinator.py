@@ -1,7 +1,6 @@
 """Executes one attempt at a run: from a claim to an ending that is committed."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from langgraph.types import Command, GraphOutput
 from pydantic import BaseModel
 
 from holdfast.contracts.approvals import ApprovalStatus
-from holdfast.contracts.classification import translated
+from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import (
     BudgetExceeded,
     DeadlineExceeded,
@@ -179,7 +178,7 @@ class Coordinator:
         return saver.serde.loads_typed((attempt.run.input_type, attempt.run.input))
 
     async def _invoke(self, attempt: _Attempt, value: Any) -> GraphOutput[Any]:
-        with entered_session(attempt.session):
+        with entered_session(attempt.session), contained():  # the graph's reducers have no node around them
             return await attempt.graph.ainvoke(
                 value,
                 attempt.config,
@@ -218,7 +217,8 @@ class Coordinator:
         """The thread's state up to now, for a run that does not complete. One that cannot be read keeps no run from
         ending."""
         try:
-            snapshot = await graph.aget_state(_config(run))
+            with contained():
+                snapshot = await graph.aget_state(_config(run))
         except Exception as error:  # noqa: BLE001  # the graph's own reducers and schemas have a say in it
             log.warning("state_not_read", run_id=run.run_id, reason=translated(error).message)
             return None
@@ -242,9 +242,11 @@ def _before_it_begins(hold: Hold) -> Ending | None:
 
 async def _flushed(stop: asyncio.CancelledError) -> None:
     """LangGraph hands its unfinished checkpoint flush over this way; the lease must outlive it."""
-    for flush in (item for item in stop.args if isinstance(item, asyncio.Task)):
-        with contextlib.suppress(Exception):
-            await asyncio.shield(flush)
+    if flushes := [item for item in stop.args if isinstance(item, asyncio.Task)]:
+        # Not awaited for its result: it may have failed, or have been cancelled itself.
+        done, _ = await asyncio.wait(flushes, timeout=_SAVER_GRACE_SECONDS)
+        for flush in done:
+            flush.cancelled() or flush.exception()
 
 
 def _stopped(hold: Hold) -> Ending:

@@ -74,6 +74,8 @@ class Holds:
         )
         holds = [Hold(claim, self._end(sent), cancel_requested=claim.run.cancel_requested) for claim in claims]
         self._holds.update({hold.claim.run_id: hold for hold in holds})
+        if boot_seconds() - sent > self._terms.beat_seconds:
+            await self._renew(holds)  # the answer was long in coming: by our clock there is little left, or nothing
         return holds
 
     def drop(self, hold: Hold) -> None:
@@ -84,7 +86,10 @@ class Holds:
 
     async def beat(self) -> list[Hold]:
         """Prolong every hold; returns those that are lost, or whose run has been asked to stop."""
-        holds = [hold for hold in self._holds.values() if hold.still_ours()]
+        await self._renew([hold for hold in self._holds.values() if hold.still_ours()])
+        return [hold for hold in self._holds.values() if not hold.still_ours() or hold.cancel_requested]
+
+    async def _renew(self, holds: Sequence[Hold]) -> None:
         sent = boot_seconds()
         try:
             answers = await self._leases.renew(
@@ -94,7 +99,6 @@ class Holds:
             answers = {}  # nobody answered: each hold ends by its own clock unless a later beat gets through
         for hold in holds:
             self._note(hold, answers, self._end(sent))
-        return [hold for hold in self._holds.values() if not hold.still_ours() or hold.cancel_requested]
 
     def _note(self, hold: Hold, answers: Mapping[RunId, Renewal], ends_at: float) -> None:
         answer = answers.get(hold.claim.run_id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from langgraph.runtime import RunControl
 
-from holdfast.contracts.errors import HoldfastError
+from holdfast.contracts.classification import translated
 from holdfast.contracts.ports import Approvals
 from holdfast.contracts.tenancy import Principal
 from holdfast.runtime.coordinator import Coordinator
@@ -94,8 +94,8 @@ class Worker:
             free = self._terms.slots - len(self._jobs)
             try:
                 holds = await self._holds.claim(graphs=self._registry.served(), slots=free) if free > 0 else []
-            except HoldfastError as error:
-                log.warning("claim_failed", reason=str(error))
+            except Exception as error:  # noqa: BLE001  # the next poll tries again; the runs that go on need the worker
+                log.warning("claim_failed", reason=translated(error).message)
                 holds = []
             for hold in holds:
                 self._start(attempts, hold)
@@ -111,7 +111,7 @@ class Worker:
     async def _execute(self, hold: Hold, control: RunControl) -> None:
         try:
             await self._coordinator.execute(hold, control)
-        except Exception:  # one run's trouble must not end the worker; its lease runs out and it is taken over
+        except (Exception, GeneratorExit):  # one run's trouble must not end the worker; it is taken over in time
             log.exception("attempt_failed", run_id=hold.claim.run_id)
 
     def _done(self, job: _Job) -> None:
@@ -134,8 +134,8 @@ class Worker:
             await asyncio.sleep(seconds)
             try:
                 await act()
-            except HoldfastError as error:
-                log.warning("housekeeping_failed", what=getattr(act, "__name__", "?"), reason=str(error))
+            except Exception as error:  # noqa: BLE001  # without heartbeats every run would be lost
+                log.warning("housekeeping_failed", what=getattr(act, "__name__", "?"), reason=translated(error).message)
 
     async def _drain(self) -> None:
         """Stop at the next boundary, then by cancellation; the leases are kept until it is done."""

@@ -224,7 +224,7 @@ def test_a_forbid_that_fails_denies_though_cedar_would_skip_it():
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("permit (principal, action, resource", "do not parse"),
+        ("permit (principal, action, resource", "begin with 'permit (principal, action, resource' do not parse"),
         ("permit (principal, action, resource);", "@id"),
         ('@id("a") permit (principal, action, resource); @id("a") permit (principal, action, resource);', "unique"),
         ('@id("a") @verdict("maybe") permit (principal, action, resource);', "'maybe'"),
