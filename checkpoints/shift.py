@@ -17,7 +17,7 @@ class Shift:
         """See to it that `work` runs, or goes on running."""
         if self._task is None or self._task.done():
             # In an empty context: it serves many runs, and must not carry the scope or the span of the first.
-            self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name, context=Context())
+            self._task = asyncio.create_task(self._run(), name=self._name, context=Context())
 
     async def over(self) -> None:
         """Wait until `work` has come to its end; raises what it raised."""
