@@ -63,6 +63,12 @@ class PostgresRuns:
             found = await (await conn.execute(_SQL["find_runs"], wanted)).fetchall()
             return (await load_runs(conn, [str(row["run_id"]) for row in found]))[::-1]
 
+    async def statuses(self, tenant_id: TenantId, run_ids: Sequence[RunId]) -> Mapping[RunId, RunStatus]:
+        wanted = {"tenant_id": tenant_id, "run_ids": [uuid_text(run_id, what="run") for run_id in run_ids]}
+        async with self._database.tenant(tenant_id) as conn:
+            found = await (await conn.execute(_SQL["statuses_of_runs"], wanted)).fetchall()
+        return {RunId(row["run_id"]): RunStatus(row["status"]) for row in found}
+
     async def thread_id(self, tenant_id: TenantId, thread_key: str) -> ThreadId:
         wanted = {"tenant_id": tenant_id, "thread_key": thread_key}
         async with self._database.tenant(tenant_id) as conn:

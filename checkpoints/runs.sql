@@ -20,6 +20,12 @@ select r.run_id
  order by r.created_at desc, r.run_id desc
  limit %(limit)s
 
+-- name: statuses_of_runs
+-- How a tenant's runs stand, by their ids.
+select run_id::text, status
+  from runs
+ where tenant_id = %(tenant_id)s and run_id = any(%(run_ids)s::uuid[])
+
 -- name: find_thread
 -- Our id of a tenant's thread.
 select thread_id

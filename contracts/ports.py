@@ -73,6 +73,10 @@ class Runs(Protocol):
         """The tenant's runs, newest first."""
         ...
 
+    async def statuses(self, tenant_id: TenantId, run_ids: Sequence[RunId]) -> Mapping[RunId, RunStatus]:
+        """How these runs of the tenant stand; those it does not have are left out."""
+        ...
+
     async def thread_id(self, tenant_id: TenantId, thread_key: str) -> ThreadId:
         """Our id of the tenant's thread; `NotFound` when it has none of that name."""
         ...

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from opentelemetry.trace import Span
 
-from holdfast.contracts.calls import CallOutcome, CallRecord, Fresh, OutcomeStatus, Recorded, Unknown
+from holdfast.contracts.calls import CallOutcome, CallRecord, Fresh, Recorded, Unknown
 from holdfast.contracts.classification import recalled
 from holdfast.contracts.deadline import Clock
 from holdfast.contracts.errors import (
@@ -138,6 +138,7 @@ class ModelGateway:
             provider=call.provider.provider,
             model=call.provider.model,
             prompt_version=call.request.prompt_version,
+            agent_name=call.request.agent_name,
             messages=call.request.messages,
         ) as span:
             match await self._opened(call):
@@ -199,7 +200,7 @@ class ModelGateway:
             await self._failed(call, failed(call_id, _as_outcome(error), usage, latency_ms=self._since(started)))
             raise
         except asyncio.CancelledError:
-            await self._left_unknown(call, call_id, self._since(started))
+            await self._given_up(call, call_id, self._since(started))
             raise
         return await self._returned(call, call_id, response, self._since(started), span)
 
@@ -249,12 +250,12 @@ class ModelGateway:
         )
         await written(self._journal.close(call.scope.owner, outcome, event=event))
 
-    async def _left_unknown(self, call: ModelCall, call_id: CallId, latency_ms: int) -> None:
-        """Say that the answer was given up. When even that fails the intent stays open, which says the same."""
-        outcome = CallOutcome(call_id=call_id, status=OutcomeStatus.UNKNOWN, usage=Usage(), latency_ms=latency_ms)
-        event = call.event(EventKind.CALL_UNKNOWN, call_id=call_id, reason="cancelled")
+    async def _given_up(self, call: ModelCall, call_id: CallId, latency_ms: int) -> None:
+        """Count a call whose answer nobody waits for any more as spent in full: the run may end here, and then no one
+        would settle it. When even that fails the intent stays open, and whoever runs the node again settles it."""
+        error = TransientDependency(f"{call.name} was cancelled before it had answered")
         with suppress(HoldfastError):
-            await written(self._journal.close(call.scope.owner, outcome, event=event))
+            await self._failed(call, failed(call_id, error, call.reservation, latency_ms=latency_ms))
 
     async def _require_within_limits(self, call: ModelCall, record: CallRecord) -> None:
         """Stop a run whose call used more than it had reserved, when that took a budget past a limit."""

@@ -17,15 +17,16 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import CallId
-from holdfast.contracts.ports import Dice, Events, Ids, Journal
+from holdfast.contracts.ports import Dice, Events, Ids, Journal, Ledger
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult
 from holdfast.contracts.verdicts import Decision, Policy, PolicyRequest
 from holdfast.gateway.reconciling import Reconciler, asked, in_doubt
-from holdfast.gateway.tool_outcomes import answered_instead, drafted, refusal, result_of
+from holdfast.gateway.tool_outcomes import ONE_CALL, answered_instead, drafted, refusal, result_of
 from holdfast.gateway.tool_sending import Sending, ToolSender
 from holdfast.gateway.toolset import Tool, Toolset
 from holdfast.policies.refusal import GRANTING
+from holdfast.policies.refusal import refusal as budget_refusal
 from holdfast.policies.replay import counts_as_no_outcome
 from holdfast.policies.retry import RetryTerms
 from holdfast.telemetry.spans import record_tool, tool_span
@@ -43,6 +44,7 @@ class ToolExecutor:
         self,
         *,
         journal: Journal,
+        ledger: Ledger,
         events: Events,
         policy: Policy,
         ids: Ids,
@@ -52,6 +54,7 @@ class ToolExecutor:
     ) -> None:
         """`grace_seconds`: how long after its timeout a lost call may still arrive, before it counts as not done."""
         self._journal = journal
+        self._ledger = ledger
         self._events = events
         self._policy = policy
         self._ids = ids
@@ -165,7 +168,26 @@ class ToolExecutor:
             sending = self._checked(request, identity, scope, toolset, args=request.input)
         except HoldfastError as error:
             return await self._refused(request, identity, scope, error)
-        return sending if sending.verdict.decision is Decision.ALLOW else await _question(sending)
+        if sending.verdict.decision is Decision.ALLOW:
+            return sending
+        await self._require_room(sending)
+        return await _question(sending)
+
+    async def _require_room(self, sending: Sending) -> None:
+        """Nobody is asked about a call that no budget has room for. What is asked is reserved only when it is made."""
+        for budget_id in sending.scope.budgets:
+            budget = await self._ledger.state(sending.scope.tenant.tenant_id, budget_id)
+            error = budget_refusal(
+                budget_id,
+                "budget",
+                limits=budget.limits,
+                spent=budget.spent,
+                reserved=budget.reserved,
+                requested=ONE_CALL,
+            )
+            if error is not None:
+                await self._sender.over_budget(sending, error)
+                raise error
 
     async def _granted(
         self, approval: Approval, request: ToolRequest, identity: CallIdentity, *, scope: Scope, toolset: Toolset

@@ -90,8 +90,8 @@ class Coordinator:
             return
         try:
             session = await self._doors.session(graph, run, hold.owner, still_ours=hold.still_ours)
-        except asyncio.CancelledError:
-            await self._conclude(hold, graph, _stopped(hold))
+        except asyncio.CancelledError as stop:
+            await self._conclude(hold, graph, await _stopped(stop, hold))
             return
         identity = session.identity
         with (
@@ -129,8 +129,7 @@ class Coordinator:
             async with asyncio.timeout(_backstop_seconds(attempt)):
                 return await self._drive(attempt)
         except asyncio.CancelledError as stop:
-            await _flushed(stop)
-            return _stopped(hold)
+            return await _stopped(stop, hold)
         except GraphDrained as drained:
             return Released(str(drained))
         except (LeaseLost, StoreUnavailable):
@@ -240,17 +239,14 @@ def _before_it_begins(hold: Hold) -> Ending | None:
     return Failed(error, "claim")
 
 
-async def _flushed(stop: asyncio.CancelledError) -> None:
-    """LangGraph hands its unfinished checkpoint flush over this way; the lease must outlive it."""
+async def _stopped(stop: asyncio.CancelledError, hold: Hold) -> Ending:
+    """The attempt's task was cancelled: by a wish to stop the run, a lost lease, or the end of the worker."""
+    # LangGraph hands its unfinished checkpoint flush over this way; the lease must outlive it.
     if flushes := [item for item in stop.args if isinstance(item, asyncio.Task)]:
         # Not awaited for its result: it may have failed, or have been cancelled itself.
         done, _ = await asyncio.wait(flushes, timeout=_SAVER_GRACE_SECONDS)
         for flush in done:
             flush.cancelled() or flush.exception()
-
-
-def _stopped(hold: Hold) -> Ending:
-    """The attempt's task was cancelled: by a wish to stop the run, a lost lease, or the end of the worker."""
     task = asyncio.current_task()
     assert task is not None
     task.uncancel()

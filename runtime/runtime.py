@@ -20,6 +20,7 @@ from holdfast.runtime.directory import Directory
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry, is_governed
 from holdfast.runtime.sessions import Doors, SaverFor
+from holdfast.runtime.waiting import Lookout
 from holdfast.runtime.wake import Wake
 from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
 
@@ -96,6 +97,7 @@ class Runtime:
         self._saver_for = saver_for
         self._max_input_bytes = max_input_bytes
         self._max_attempts = max_attempts
+        self._lookout = Lookout(doors.store.runs)
         self._lost_worker: BaseException | None = None
 
     async def start(
@@ -159,11 +161,12 @@ class Runtime:
         """Wait until the run rests; see `RunHandle.result`."""
         try:
             async with asyncio.timeout(timeout):
+                run = await self._get(run_id, tenant)
                 while True:
                     bell = self._wake.listen()
-                    run = await self._get(run_id, tenant)
-                    if run.status.resting:
-                        return await self._result(run)
+                    status = await self._lookout.status(run.tenant.tenant_id, run.run_id)
+                    if status is not None and status.resting:
+                        return await self._result(await self._get(run_id, tenant))
                     if self._lost_worker is not None:
                         raise InvariantViolated(
                             f"this process's worker has died ({self._lost_worker!r}); run {run_id} goes on as soon as "

@@ -132,7 +132,9 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
             ids=ids,
             sender=sender,
         )
-        executor = ToolExecutor(journal=store.journal, events=store.events, policy=policy, ids=ids, dice=dice)
+        executor = ToolExecutor(
+            journal=store.journal, ledger=store.ledger, events=store.events, policy=policy, ids=ids, dice=dice
+        )
         return Gate(models, executor, policy.version)
 
     gate_for(())  # a policy that is not sound is found at start

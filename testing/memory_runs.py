@@ -77,6 +77,10 @@ class MemoryRuns:
         ]
         return found[:limit]
 
+    async def statuses(self, tenant_id: TenantId, run_ids: Sequence[RunId]) -> Mapping[RunId, RunStatus]:
+        rows = (row.run for row in self._state.tables.runs.values() if row.run.tenant.tenant_id == tenant_id)
+        return {run.run_id: run.status for run in rows if run.run_id in run_ids}
+
     async def thread_id(self, tenant_id: TenantId, thread_key: str) -> ThreadId:
         try:
             return self._state.tables.threads[tenant_id, thread_key]

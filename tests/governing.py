@@ -95,7 +95,9 @@ class Desk:
             ids=self.ids,
             sender=Sender(dice=dice, terms=SendTerms()),
         )
-        executor = ToolExecutor(journal=store.journal, events=store.events, policy=policy, ids=self.ids, dice=dice)
+        executor = ToolExecutor(
+            journal=store.journal, ledger=store.ledger, events=store.events, policy=policy, ids=self.ids, dice=dice
+        )
         return models, executor, policy.version
 
     async def session(self, graph: Any, run: Run, **changes: Any) -> RunSession:

@@ -5,6 +5,7 @@ import operator
 import time
 from typing import Annotated, Any
 
+import drill
 import pytest
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime as NodeRuntime
@@ -239,3 +240,15 @@ async def test_input_that_does_not_fit_is_refused_before_a_run_exists(office: Of
         with pytest.raises(NotFound, match="nowhere"):
             await runtime.start("nowhere", {"items": []}, tenant="acme")
         assert not await runtime.runs(tenant="acme")
+
+
+async def test_nobody_is_asked_about_a_call_that_the_budget_has_no_room_for(office):
+    async with office.open(graphs=[drill.TRANSFERS]) as runtime:
+        run = await runtime.start(drill.TRANSFERS, {"order": "A"}, tenant="acme", limits=Limits(max_tool_calls=0))
+        result = await run.result()
+        asked = await runtime.approvals(tenant="acme", pending_only=False)
+
+    assert result.status is RunStatus.FAILED
+    assert result.error is not None
+    assert result.error.error_type is ErrorType.BUDGET_EXCEEDED
+    assert list(asked) == []

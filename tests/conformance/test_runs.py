@@ -18,6 +18,7 @@ from holdfast.contracts.errors import (
     RuntimeErrorRecord,
 )
 from holdfast.contracts.events import EventKind
+from holdfast.contracts.ids import RunId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Owner, RunStatus
 
@@ -235,6 +236,16 @@ async def test_cancelled_run_names_who_wanted_it_to_stop(scene: Scene):
     ended = (await scene.store.runs.get("acme", owner.run_id)).cause
     assert ended.message == "cancelled by 'dana': changed my mind"
     assert (ended.metadata["by"], ended.metadata["reason"]) == ("dana", "changed my mind")
+
+
+async def test_statuses_are_of_the_tenants_own_runs_alone(scene: Scene):
+    await scene.tenant()
+    await scene.tenant("bolt")
+    owner, waiting = await scene.running(), await scene.store.runs.admit(scene.request())
+    nobody = RunId("01a2034f-63f6-74d0-8666-02c685a47745")
+    statuses = await scene.store.runs.statuses("acme", [owner.run_id, waiting.run_id, nobody])
+    assert statuses == {owner.run_id: RunStatus.RUNNING, waiting.run_id: RunStatus.QUEUED}
+    assert await scene.store.runs.statuses("bolt", [owner.run_id]) == {}
 
 
 async def test_a_stranger_cancels_nothing(scene: Scene):

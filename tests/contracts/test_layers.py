@@ -141,9 +141,10 @@ def catches_cancellation(handler: ast.ExceptHandler) -> bool:
 
 
 def hands_on(handler: ast.ExceptHandler) -> bool:
-    """It raises, or gives the caught error to something else."""
+    """It raises, or gives the caught error to something else. The coordinator's `_stopped` takes a cancellation back
+    (`Task.uncancel`): it becomes the attempt's ending, which has to be written."""
     for node in ast.walk(handler):
-        if isinstance(node, ast.Raise):
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Name) and node.id == "_stopped"):
             return True
         if isinstance(node, ast.Name) and node.id == handler.name and isinstance(node.ctx, ast.Load):
             return True

@@ -23,10 +23,13 @@ from typing_extensions import TypedDict
 from holdfast.contracts.errors import BudgetExceeded, ConfigurationError, HumanRequired, NotGoverned
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits
+from holdfast.contracts.models import ToolCallRequest
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.chat_model import GatewayChatModel
+from holdfast.gateway.scripted import ScriptedReply
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
+from holdfast.testing.scripted import scripted
 
 
 class State(TypedDict, total=False):
@@ -504,3 +507,20 @@ async def test_calls_left_running_by_a_failed_gather_end_with_their_node():
     with pytest.raises(LookupError), raising(attempt):
         pass
     assert ended.is_set()
+
+
+async def test_an_agent_on_the_gateways_own_chat_model_is_paid_for_once():
+    @langchain_tool
+    def look_up(order: str) -> str:
+        """Look an order up."""
+        return f"{order} was sent on Monday"
+
+    look_up.metadata = {"effect": "read"}
+    wish = ScriptedReply(tool_calls=(ToolCallRequest(id="call_1", name="look_up", args={"order": "A-1"}),))
+    with scripted("gateway-agent", wish, "It was sent on Monday.") as script:
+        graph = govern(create_agent(GatewayChatModel(route=script.model), tools=[look_up]), name="own")
+        attempt = await Desk().start(graph, {"messages": [HumanMessage("where is A-1?")]})
+
+    assert attempt.output["messages"][-1].content == "It was sent on Monday."
+    assert sorted(call.identity.kind for call in await attempt.calls()) == ["model", "model", "tool"]
+    assert script.sends == 2

@@ -168,6 +168,16 @@ def raising(*errors: BaseException, then: ProviderReply | None = None) -> Callab
     return answer
 
 
+async def killed_while_sent(there: Door) -> None:
+    """Make the request, and end the process while it is sent, as far as the code above it is concerned."""
+
+    def ending(request: ModelRequest) -> ProviderReply:
+        raise GeneratorExit
+
+    with pytest.raises(GeneratorExit):
+        await there.gateway.call(there.request(), scope=there.scope, provider=Fake(ending))
+
+
 async def cancelled_while_sent(there: Door) -> None:
     """Make the request, and cancel it after it was sent and before it is answered."""
     started = asyncio.Event()
@@ -324,11 +334,27 @@ async def test_a_recorded_refusal_of_the_provider_is_raised_again_and_nothing_is
     assert len(fake.sent) == 1
 
 
-async def test_a_call_whose_answer_was_lost_is_sent_again_and_the_lost_one_counts_as_spent():
+async def test_a_call_that_is_cancelled_counts_as_spent_at_once_and_can_be_made_again():
     there = await door()
     await cancelled_while_sent(there)
     [record] = await there.calls()
-    assert record.status == "unknown"
+    assert record.status == "failed"
+    state = await there.budget()
+    assert (state.spent, state.reserved) == (record.reservation, Usage())
+
+    response = await there.gateway.call(there.request(), scope=rerun(there.scope), provider=Fake(lambda _: GOOD))
+
+    assert not response.replayed
+    [record] = await there.calls()
+    assert (record.status, record.sends) == ("returned", 2)
+    assert (await there.budget()).spent.tokens_used == record.reservation.tokens_used + 24
+
+
+async def test_a_call_whose_answer_was_lost_is_sent_again_and_the_lost_one_counts_as_spent():
+    there = await door()
+    await killed_while_sent(there)
+    [record] = await there.calls()
+    assert record.status == "open"
 
     response = await there.gateway.call(there.request(), scope=rerun(there.scope), provider=Fake(lambda _: GOOD))
 
@@ -340,7 +366,6 @@ async def test_a_call_whose_answer_was_lost_is_sent_again_and_the_lost_one_count
     assert state.reserved == Usage()
     assert await there.kinds() == [
         EventKind.MODEL_INTENDED,
-        EventKind.CALL_UNKNOWN,
         EventKind.CALL_RECONCILED,
         EventKind.MODEL_RETURNED,
     ]
@@ -518,7 +543,7 @@ async def test_a_lost_connection_is_not_tried_again_when_the_budget_has_no_room_
 
 async def test_a_lost_answer_is_not_asked_for_again_when_the_budget_has_no_room_for_both():
     there = await door(limits=Limits(max_model_calls=1))
-    await cancelled_while_sent(there)
+    await killed_while_sent(there)
 
     with pytest.raises(BudgetExceeded, match="max_model_calls"):
         await there.gateway.call(there.request(), scope=rerun(there.scope), provider=Fake(lambda _: GOOD))

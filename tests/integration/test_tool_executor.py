@@ -201,6 +201,7 @@ def desk_over(store: Store, clock: Clock) -> MakeDesk:
 def executor(store: Store, *policies: str, dice: Dice | None = None) -> ToolExecutor:
     return ToolExecutor(
         journal=store.journal,
+        ledger=store.ledger,
         events=store.events,
         policy=CedarPolicy([default_text(), *policies]),
         ids=SystemIds(),
@@ -516,7 +517,7 @@ async def test_a_preview_that_fails_says_so_and_the_question_is_asked_all_the_sa
         raise ValueError("no such order")
 
     question = await (await desk(Sent().tool(effect="destructive", preview=preview))).call()
-    assert question.preview == "(no preview: no such order)"
+    assert question.preview == "(no preview: ValueError: no such order)"
 
 
 async def test_while_nobody_has_decided_the_question_stands(desk):
@@ -536,7 +537,8 @@ async def test_an_exception_of_the_tool_is_a_recorded_failure_that_is_told_and_r
     first, second = await d.call(), await d.again()
     assert (first.status, first.error_type) == ("error", ErrorType.PERMANENT_DEPENDENCY)
     assert (second.error_message, second.replayed, len(sent.calls)) == (first.error_message, True, 1)
-    assert (await d.record()).error_facts == {"exception": "builtins.KeyError"}
+    assert first.error_message == "KeyError: 'A-1'"
+    assert (await d.record()).error_facts["exception"] == "builtins.KeyError"
     assert await d.events() == ["tool.intended", "tool.failed", "tool.replayed"]
 
 
