@@ -23,7 +23,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES, _aexecute, _keep_latest, _refuse_delta_threads
-from langgraph.checkpoint.serde.types import ERROR, _DeltaSnapshot
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
@@ -33,7 +33,7 @@ from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.rows import Row, Rows
 from holdfast.checkpoints.serialization import strict_serializer
-from holdfast.contracts.classification import translated
+from holdfast.contracts.credentials import masked
 from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.runs import Owner
 
@@ -106,15 +106,17 @@ class FencedSaver(AsyncPostgresSaver):
             text_field(task_id),
         )
         path = text_field(task_path)
-        # LangGraph keeps a node's exception by its text, which may quote a key; as one of ours it does not.
-        told = [(channel, translated(value) if channel == ERROR else value) for channel, value in writes]
+        # LangGraph keeps a node's exception by its text, which may quote a key.
+        told = [
+            (channel, masked(repr(value)) if isinstance(value, BaseException) else value) for channel, value in writes
+        ]
         rows: list[Row] = [
             (*where, integer_field(WRITES_IDX_MAP.get(channel, n)), path, text_field(channel), *self._typed(value))
             for n, (channel, value) in enumerate(told)
         ]
         # LangGraph's special channels are written anew when a task is run again; what it returned is kept as it was.
         special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-        await self._database.writer.write(self._pen, Rows(writes=rows, writes_replace=special))
+        await self._database.writer.write(self._pen, Rows(writes=rows, replacing=special))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         if get_checkpoint_id(config):

@@ -22,7 +22,7 @@ from holdfast.checkpoints.arrays import INTEGER, TEXT, array, integer_field, tex
 from holdfast.checkpoints.fence import lost
 from holdfast.checkpoints.line import Line
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.rows import Rows, columns
+from holdfast.checkpoints.rows import Rows, columns, columns_replacing
 from holdfast.checkpoints.shift import Shift
 from holdfast.checkpoints.translation import translate
 from holdfast.contracts.classification import translated
@@ -167,14 +167,23 @@ class CheckpointWriter:
                 self._less.set()
 
     def _next_batch(self) -> list[_Write]:
-        batch = [self._queue.popleft()]
-        rows, size = len(batch[0].rows), batch[0].rows.size
+        """As many as the bounds admit of the kind of the first: what replaces is written by a statement of its own."""
+        replacing = self._queue[0].rows.replacing
+        batch: list[_Write] = []
+        kept: list[_Write] = []
+        passed: set[Pen] = set()
+        rows = size = 0
         while self._queue:
-            following = self._queue[0].rows
-            rows, size = rows + len(following), size + following.size
-            if rows > self._terms.batch_rows or size > self._terms.batch_bytes:
+            write = self._queue[0]
+            if write.rows.replacing is not replacing or write.pen in passed:
+                kept.append(self._queue.popleft())
+                passed.add(write.pen)  # nothing of its run may overtake it
+                continue
+            rows, size = rows + len(write.rows), size + write.rows.size
+            if batch and (rows > self._terms.batch_rows or size > self._terms.batch_bytes):
                 break
             batch.append(self._queue.popleft())
+        self._queue.extendleft(reversed(kept))
         return batch
 
     async def _commit(self, batch: Iterable[_Write], *, asked: int = 0) -> None:
@@ -197,14 +206,15 @@ class CheckpointWriter:
         """Write the rows of every run that is held; returns the pens of those that were not, or were locked."""
         pens = list(dict.fromkeys(write.pen for write in batch))
         slots = {pen: slot for slot, pen in enumerate(pens)}
+        query, encoded = ("flush_replacing", columns_replacing) if batch[0].rows.replacing else ("flush", columns)
         parameters = {
             "slots": array(INTEGER, [integer_field(slot) for slot in range(len(pens))]),
             "runs": array(TEXT, [text_field(pen.owner.run_id) for pen in pens]),
             "epochs": array(TEXT, [text_field(str(pen.owner.epoch)) for pen in pens]),
-            **columns((slots[write.pen], write.rows) for write in batch),
+            **encoded((slots[write.pen], write.rows) for write in batch),
         }
         tenants = {pen.owner.tenant_id for pen in pens}
-        return [pens[row["slot"]] for row in await self._line.run(_SQL["flush"], parameters, tenants=tenants)]
+        return [pens[row["slot"]] for row in await self._line.run(_SQL[query], parameters, tenants=tenants)]
 
     async def _without_the_culprit(self, batch: Sequence[_Write], error: psycopg.Error, asked: int) -> None:
         if self._line.lost or len(batch) == 1:

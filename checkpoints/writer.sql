@@ -2,7 +2,8 @@
 -- Write the rows of many runs, each only while its lease has the epoch it was written under; name those refused.
 with asked as materialized (
     select *
-      from unnest(%(slots)s::integer[], %(runs)s::text[]::uuid[], %(epochs)s::text[]::bigint[]) as asked(slot, run_id, epoch)),
+      from unnest(%(slots)s::integer[], %(runs)s::text[]::uuid[], %(epochs)s::text[]::bigint[])
+           as asked(slot, run_id, epoch)),
 held as materialized (      -- in one order, and past a run that is being claimed: it must not keep its neighbours waiting
     select asked.slot, l.tenant_id
       from asked join leases l using (run_id, epoch)
@@ -38,15 +39,30 @@ added as (
                   %(add_channel)s::text[], %(add_type)s::text[], %(add_blob)s::bytea[])
            as w(slot, thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob)
       join held using (slot)
-        on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) do nothing),
+        on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) do nothing)
+select asked.slot
+  from asked left join held using (slot)
+ where held.slot is null
+
+-- name: flush_replacing
+-- The same for writes that replace what is there already: of LangGraph's special channels, after a task ran again.
+with asked as materialized (
+    select *
+      from unnest(%(slots)s::integer[], %(runs)s::text[]::uuid[], %(epochs)s::text[]::bigint[])
+           as asked(slot, run_id, epoch)),
+held as materialized (
+    select asked.slot, l.tenant_id
+      from asked join leases l using (run_id, epoch)
+     order by l.run_id
+       for key share of l skip locked),
 replaced as (
     insert into checkpoint_writes as c
            (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob, tenant_id)
     select w.thread_id, w.checkpoint_ns, w.checkpoint_id, w.task_id, w.idx, w.task_path, w.channel, w.type, w.blob,
            held.tenant_id
-      from unnest(%(set_slot)s::integer[], %(set_thread)s::text[], %(set_namespace)s::text[],
-                  %(set_checkpoint)s::text[], %(set_task)s::text[], %(set_idx)s::integer[], %(set_path)s::text[],
-                  %(set_channel)s::text[], %(set_type)s::text[], %(set_blob)s::bytea[])
+      from unnest(%(add_slot)s::integer[], %(add_thread)s::text[], %(add_namespace)s::text[],
+                  %(add_checkpoint)s::text[], %(add_task)s::text[], %(add_idx)s::integer[], %(add_path)s::text[],
+                  %(add_channel)s::text[], %(add_type)s::text[], %(add_blob)s::bytea[])
            as w(slot, thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob)
       join held using (slot)
         on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) do update

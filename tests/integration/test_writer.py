@@ -34,7 +34,7 @@ def write(thread: str, value: bytes, *, replaces: bool) -> Rows:
     texts = (thread, "", "0001", "task")
     one = b"\x00\x00\x00\x04\x00\x00\x00\x01"
     fields = (*map(text_field, texts), one, text_field(""), text_field("c"), text_field("bytes"))
-    return Rows(writes=[(*fields, len(value).to_bytes(4, "big") + value)], writes_replace=replaces)
+    return Rows(writes=[(*fields, len(value).to_bytes(4, "big") + value)], replacing=replaces)
 
 
 async def pen(house: House, tenant: str = "acme", database: Database | None = None) -> Pen:
