@@ -106,7 +106,6 @@ class FencedSaver(AsyncPostgresSaver):
             text_field(task_id),
         )
         path = text_field(task_path)
-        # LangGraph keeps a node's exception by its text, which may quote a key.
         told = [
             (channel, masked(repr(value)) if isinstance(value, BaseException) else value) for channel, value in writes
         ]
@@ -250,6 +249,11 @@ def _fits_json(value: Any) -> bool:
     if isinstance(value, float):
         return isfinite(value)
     return value is None or isinstance(value, int)
+
+
+def _told(value: Any) -> Any:
+    """What is kept of a node's exception is its text, as LangGraph does, without the keys that it may quote."""
+    return masked(repr(value)) if isinstance(value, BaseException) else value
 
 
 def _json_field(value: Any) -> bytes:
