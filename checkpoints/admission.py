@@ -17,6 +17,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.runs import RunRequest
 from holdfast.contracts.tenancy import Tenant
+from holdfast.telemetry.spans import trace_ids
 
 _SQL = load_queries(__name__, "admission.sql")
 _RETRY_AFTER_SECONDS = 5.0
@@ -108,4 +109,5 @@ def _admitted(request: RunRequest) -> EventDraft:
         "user_id": request.tenant.user_id,
         "attached": request.attached,
     }
-    return EventDraft(kind=EventKind.RUN_ADMITTED, payload=facts)
+    trace_id, span_id = trace_ids()
+    return EventDraft(kind=EventKind.RUN_ADMITTED, trace_id=trace_id, span_id=span_id, payload=facts)

@@ -114,11 +114,16 @@ def translated(error: BaseException) -> HoldfastError:
     known = kind is not ErrorType.PERMANENT_DEPENDENCY or any(name in FOREIGN for name in _names(error))
     ours = _CLASS_OF_TYPE[kind] if known else UnclassifiedFailure
     facts: dict[str, object] = {"exception": next(_names(error))}
+    if (place := _raised_at(error)) is not None:
+        facts["raised_at"] = place
     if (status := _http_status(error)) is not None:
         facts["status"] = status
     if (wait := retry_after_seconds(error)) is not None:
         facts["retry_after_seconds"] = wait
-    result = ours(_said(error), **facts)
+    said = _said(error)
+    if not known and said != type(error).__name__:
+        said = f"{type(error).__name__}: {said}"  # a KeyError says no more than its key
+    result = ours(said, **facts)
     result.__cause__ = error
     return result
 
@@ -176,6 +181,17 @@ def _said(error: BaseException) -> str:
         return str(error) or type(error).__name__
     except Exception:  # noqa: BLE001  # an exception that cannot even say what it is must not become another one
         return type(error).__name__
+
+
+def _raised_at(error: BaseException) -> str | None:
+    """Where to look: the innermost place of the traceback."""
+    trace = error.__traceback__
+    if trace is None:
+        return None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    return f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
 
 
 def _type_of_group(group: BaseExceptionGroup[BaseException]) -> ErrorType:

@@ -25,7 +25,7 @@ from holdfast.nodes.asking import merged
 from holdfast.nodes.inside import fatal_as_itself
 from holdfast.nodes.session import RunSession, session_of
 from holdfast.policies.budget import share
-from holdfast.telemetry.spans import node_span
+from holdfast.telemetry.spans import node_span, trace_ids
 
 T = TypeVar("T")
 
@@ -131,10 +131,13 @@ class _Fan:
         scope, suffix = self.scope, f"/{specialist.name}#{self.occurrence}"
         limits = share(state, specialist.budget_share, deadline_seconds=specialist.deadline_seconds)
         site = scope.locate()
+        trace_id, span_id = trace_ids()
         event = EventDraft(
             kind=EventKind.BUDGET_OPENED,
             node=scope.node,
             task_id=site.task_id + suffix,
+            trace_id=trace_id,
+            span_id=span_id,
             payload={"specialist": specialist.name, "share": str(specialist.budget_share)},
         )
         budget = await self.session.ledger.open_share(

@@ -3,7 +3,7 @@
 All that we read of LangGraph's inside is read here. Keys and shapes are those of 1.2.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,10 +67,16 @@ def locator(thread_id: ThreadId, place: Place, config: RunnableConfig) -> Callab
             checkpoint_ns=str(here.get("checkpoint_ns") or ""),
             task_id=task_id,
             node=node if task_id == own else _node_name(node),
-            checkpoint_id=here.get("checkpoint_id"),
+            checkpoint_id=_checkpoint_id(here),
         )
 
     return locate
+
+
+def _checkpoint_id(conf: Mapping[str, Any]) -> str | None:
+    """The checkpoint that the task started from. The config's own `checkpoint_id` is empty while a graph runs."""
+    info = getattr(conf.get(_RUNTIME), "execution_info", None)
+    return getattr(info, "checkpoint_id", None) or None
 
 
 def _node_name(default: str) -> str:

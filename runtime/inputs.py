@@ -60,35 +60,38 @@ def checked_context(graph: Pregel[Any, Any, Any, Any], context: Any) -> dict[str
 
 
 def _check_fields(graph: Pregel[Any, Any, Any, Any], value: Any) -> None:
-    schema = getattr(getattr(graph, "builder", None), "input_schema", None)
+    builder = getattr(graph, "builder", None)
+    schema = getattr(builder, "input_schema", None)
     if schema is None:
         return  # a functional graph: any value is its input
     if isinstance(value, schema) if inspect.isclass(schema) and issubclass(schema, BaseModel) else False:
         return
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"the input must be a mapping of {', '.join(_fields(schema))}; got {type(value).__name__}")
-    if not value:
-        raise InvalidRequest(f"the input is empty; it takes {', '.join(_fields(schema))}")
     if issubclass(schema, BaseModel):
-        _validate(TypeAdapter(schema), dict(value), "input")
+        _validate(TypeAdapter(schema), dict(value), "the input")
     known = _fields(schema)
+    # A state is filled by and by, and may begin empty; an input schema of its own says what must be there.
+    required = getattr(schema, "__required_keys__", ()) if schema is not getattr(builder, "state_schema", None) else ()
+    if missing := [name for name in known if name in required and name not in value]:
+        raise InvalidRequest(f"the input lacks {', '.join(missing)}; it takes {', '.join(known)}")
     for name, item in value.items():
         if name not in known:
             raise InvalidRequest(f"the input has no field {name!r}; it takes {', '.join(known)}")
         # A reducer (add_messages, say) accepts more forms than its type says: it is the judge of those.
         if isinstance(graph.channels.get(name), LastValue):
-            _validate(TypeAdapter(known[name]), item, name)
+            _validate(TypeAdapter(known[name]), item, f"the input's {name!r}")
 
 
 def _fields(schema: type) -> dict[str, Any]:
     return get_type_hints(schema)
 
 
-def _validate(adapter: TypeAdapter[Any], value: Any, name: str) -> None:
+def _validate(adapter: TypeAdapter[Any], value: Any, what: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        raise InvalidRequest(f"the input's {name!r} does not fit: {_first(error)}") from error
+        raise InvalidRequest(f"{what} does not fit: {_first(error)}") from error
 
 
 def _first(error: ValidationError) -> str:

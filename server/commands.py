@@ -143,7 +143,7 @@ async def cancel(session: Session, run_id: str, *, tenant: str | None, by: str, 
 async def upgrade(session: Session) -> Exit:
     """Apply what the database lacks."""
     settings = session.settings
-    if settings.embedded:
+    if settings.owner_database_url is None and settings.embedded:
         async with embedded_server(settings.embedded_folder):  # which upgrades itself as it starts
             _say(session, {"applied": []}, "the embedded database is up to date; it upgrades itself")
         return Exit.OK

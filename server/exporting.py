@@ -6,6 +6,7 @@ OpenTelemetry's BatchSpanProcessor flushes in the caller's thread without a boun
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, set_value
@@ -49,18 +50,16 @@ class Pipe(SpanProcessor):
         if not fits:
             drops.add("span queue full")
 
-    def force_flush(self, timeout_millis: int = 2000) -> bool:
-        """Wait until everything that is queued now was handed over, at most `timeout_millis`."""
+    def drain(self) -> None:
+        """Hand over what is queued, then shut the exporter down: however long it takes, or until `close` gives up."""
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-            done = self._changed.wait_for(self._idle, timeout_millis / 1000)
-            self._flushing = False
-        return done
+            self._changed.wait_for(lambda: self._closed or not (self._queue or self._in_flight))
+        self._exporter.shutdown()
 
-    def shutdown(self, timeout_seconds: float = 2.0) -> None:
-        """Flush within the bound; what is left then is dropped and counted."""
-        self.force_flush(round(timeout_seconds * 1000))
+    def close(self) -> None:
+        """Take no more spans; what is left is dropped and counted."""
         with self._changed:
             left = len(self._queue) + self._in_flight
             self._queue.clear()
@@ -68,10 +67,6 @@ class Pipe(SpanProcessor):
             self._changed.notify_all()
         if left:
             drops.add("span not exported before shutdown", left)
-        within(timeout_seconds, self._exporter.shutdown)
-
-    def _idle(self) -> bool:
-        return not self._queue and not self._in_flight
 
     def _work(self) -> None:
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
@@ -127,14 +122,17 @@ class Outlets(SpanProcessor):
             pipe.on_end(span)
 
 
-def within(seconds: float, act: Callable[[], object]) -> bool:
-    """Do `act` on a daemon thread and wait for it `seconds` at most. Returns whether it ended in time."""
+def within(seconds: float, *acts: Callable[[], object]) -> bool:
+    """Do `acts` side by side on daemon threads and wait `seconds` for them all. Returns whether they ended in time."""
 
-    def guarded() -> None:
+    def guarded(act: Callable[[], object], ended: Future[None]) -> None:
         with contained("telemetry shutdown"):
             act()
+        ended.set_result(None)
 
-    thread = threading.Thread(target=guarded, name="holdfast-telemetry-end", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return not thread.is_alive()
+    under_way = []
+    for act in acts:
+        ended: Future[None] = Future()
+        threading.Thread(target=guarded, args=(act, ended), name="holdfast-telemetry-end", daemon=True).start()
+        under_way.append(ended)
+    return not wait(under_way, seconds).not_done

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from holdfast.contracts.approvals import Approval, ApprovalKind
 from holdfast.contracts.calls import CallRecord
+from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import Event
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.runs import Run, RunResult, RunStatus
@@ -68,7 +69,7 @@ def report(console: Console, report: RunReport) -> None:
             "tenant": run.tenant.tenant_id + (f", for {run.tenant.user_id}" if run.tenant.user_id else ""),
             "thread": run.thread_key,
             "status": _status(run.status),
-            "attempt": f"{run.attempt} (given up after {run.max_attempts} lost workers in a row)",
+            "attempt": f"{run.attempt} (at most {run.max_attempts} workers in a row may be lost)",
         },
     )
     console.print()
@@ -79,7 +80,7 @@ def report(console: Console, report: RunReport) -> None:
     if report.approvals:
         console.print()
         approvals(console, report.approvals)
-    _ending(console, run.output, run.next_action, None if run.cause is None else run.cause.message)
+    _ending(console, run.output, run.next_action, None if run.cause is None else _cause(run.cause))
 
 
 def budget(console: Console, state: BudgetState, limits: Limits, remaining_seconds: float | None) -> None:
@@ -166,8 +167,8 @@ def outcome(console: Console, result: RunResult) -> None:
     used = result.usage
     console.print(
         Text(
-            f"used {used.model_calls} model calls, {used.tool_calls} tool calls, {used.tokens_used} tokens, "
-            f"{_spent(used)}, {used.steps} steps"
+            f"used {_count(used.model_calls, 'model call')}, {_count(used.tool_calls, 'tool call')}, "
+            f"{_count(used.tokens_used, 'token')}, {_spent(used)}, {_count(used.steps, 'step')}"
         )
     )
     for approval in result.approvals:
@@ -205,6 +206,16 @@ def _ending(console: Console, output: Any, next_action: str | None, error: str |
     if output is not None:
         console.print()
         json_document(console, output)
+
+
+def _cause(cause: RuntimeErrorRecord) -> str:
+    """What ended the run, and where: the type, the step, the words, and the line that raised it where one did."""
+    place = cause.metadata.get("raised_at")
+    return f"{cause.error_type.value} in {cause.step_name}: {cause.message}" + (f"\n  at {place}" if place else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _facts(console: Console, facts: dict[str, str | Text]) -> None:

@@ -32,7 +32,7 @@ class _Installed:
 
 @contextmanager
 def telemetry(terms: TelemetryTerms, *, exporters: Sequence[SpanExporter] | None = None) -> Iterator[None]:
-    """Telemetry for the block; when it ends, what is queued is handed over within `terms.shutdown_seconds` each.
+    """Telemetry for the block; when it ends, what is queued is handed over within `terms.shutdown_seconds`.
 
     Spans go to `exporters`; when none are given, over OTLP to where the standard variables say
     (`OTEL_EXPORTER_OTLP_ENDPOINT`), and nowhere without them. Spans have ids in any case. A provider that the
@@ -48,10 +48,10 @@ def telemetry(terms: TelemetryTerms, *, exporters: Sequence[SpanExporter] | None
         with outlets.feeding(pipes) if outlets is not None else nullcontext():
             yield
     finally:
+        meters = () if _Installed.meters is None else (_Installed.meters.force_flush,)
+        within(terms.shutdown_seconds, *(pipe.drain for pipe in pipes), *meters)
         for pipe in pipes:
-            pipe.shutdown(terms.shutdown_seconds)
-        if _Installed.meters is not None:
-            within(terms.shutdown_seconds, _Installed.meters.force_flush)
+            pipe.close()
 
 
 def _chosen(exporters: Sequence[SpanExporter] | None) -> Sequence[SpanExporter]:

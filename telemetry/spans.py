@@ -94,11 +94,13 @@ def model_span(
     provider: str,
     model: str,
     prompt_version: str | None,
+    agent_name: str | None = None,
     messages: Sequence[Message] = (),
 ) -> Iterator[Span]:
-    """One model call. `messages` are written only when content is captured."""
+    """One model call, of the scope's agent unless another is named. `messages` are written only when content is
+    captured."""
     attributes: _Attributes = {
-        **_scope_facts(scope),
+        **_scope_facts(scope, agent_name),
         names.MODEL: f"{provider}:{model}",
         names.OPERATION: "chat",
         names.PROVIDER: provider,
@@ -306,12 +308,13 @@ def _run_facts(run: RunIdentity) -> _Attributes:
     }
 
 
-def _scope_facts(scope: Scope) -> _Attributes:
+def _scope_facts(scope: Scope, agent_name: str | None = None) -> _Attributes:
+    agent = agent_name or scope.agent_name
     facts: _Attributes = {
         **_run_facts(scope.run),
         names.NODE_NAME: scope.node,
-        names.AGENT_NAME: scope.agent_name,
-        names.GEN_AI_AGENT_NAME: scope.agent_name,
+        names.AGENT_NAME: agent,
+        names.GEN_AI_AGENT_NAME: agent,
         names.ATTEMPT: scope.owner.attempt,
     }
     with contained("call site"):

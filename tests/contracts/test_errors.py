@@ -69,6 +69,17 @@ def test_an_exception_nobody_knows_is_permanent_and_names_its_class():
     assert not is_retryable(Odd())
 
 
+def test_a_bug_says_its_class_and_the_line_that_raised_it():
+    with pytest.raises(KeyError) as caught:
+        {}["nope"]  # raised on purpose
+
+    ours = translated(caught.value)
+
+    assert ours.message == "KeyError: 'nope'"
+    assert ours.facts["raised_at"].startswith(f"{__file__}:")
+    assert ours.facts["raised_at"].endswith(" in test_a_bug_says_its_class_and_the_line_that_raised_it")
+
+
 class Strict(BaseModel):
     n: int
 

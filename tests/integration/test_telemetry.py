@@ -74,7 +74,9 @@ def named(exporter: InMemorySpanExporter, name: str) -> ReadableSpan:
 
 async def test_a_call_is_seen_below_its_node_and_its_run_with_all_the_fields_of_the_specification(scope: Scope) -> None:
     with watching() as exporter, run_span(scope.run, graph_name="desk", attempt=1), node_span(scope):
-        with model_span(scope, provider="openai", model="gpt-5-mini", prompt_version="draft-3") as span:
+        with model_span(
+            scope, provider="openai", model="gpt-5-mini", prompt_version="draft-3", agent_name="writer"
+        ) as span:
             record_model(span, ANSWER, 40)
         with tool_span(scope, tool_name="issue_refund", tool_call_id="t-1") as span:
             record_tool(
@@ -101,6 +103,7 @@ async def test_a_call_is_seen_below_its_node_and_its_run_with_all_the_fields_of_
         whose
         | where
         | {
+            "holdfast.agent_name": "writer",
             "holdfast.model": "openai:gpt-5-mini",
             "holdfast.prompt_version": "draft-3",
             "holdfast.cost_usd": 0.0012,
@@ -253,6 +256,16 @@ async def test_an_exporter_that_blocks_forever_delays_neither_a_run_nor_the_end_
     assert after["span queue full"] == before.get("span queue full", 0) + 6
     left = "span not exported before shutdown"
     assert after[left] == before.get(left, 0) + 5  # four in the queue, and the one that was being exported
+
+
+async def test_the_bound_holds_for_all_exporters_together() -> None:
+    exporters, started = [Blocked(), Blocked(), Blocked()], time.monotonic()
+    with telemetry(TelemetryTerms(shutdown_seconds=1.0), exporters=exporters):
+        pass
+    took = time.monotonic() - started
+    for exporter in exporters:
+        exporter.released.set()
+    assert took < 2.0
 
 
 async def test_an_endpoint_that_nobody_answers_at_loses_spans_within_the_bound(
