@@ -9,28 +9,29 @@ off by the network) is found out here: a transaction that is not over in time ha
 """
 
 import asyncio
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, IsolationLevel
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from holdfast.checkpoints.line import Connection as Connection
+from holdfast.checkpoints.line import Line, hanging_up_after
 from holdfast.checkpoints.migrating import APPLIED, UPGRADE, compare
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.reader import CheckpointReader
 from holdfast.checkpoints.translation import translating
+from holdfast.checkpoints.writer import CheckpointWriter
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest
 
 _SQL = load_queries(__name__, "database.sql")
 _OLDEST_SERVER = 160_000
 _LISTEN_CHECK_SECONDS = 30.0
-
-Connection = AsyncConnection[DictRow]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class StoreTerms:
     """For one statement; ended by the server."""
     lock_seconds: float = 10.0
     """For one lock; ended by the server."""
+    writer_lock_seconds: float = 2.0
+    """For one lock of the writer that all runs share: they wait for it too."""
     transaction_seconds: float = 30.0
     """For a whole transaction; ended from here by shutting its socket, for a deaf server ends nothing."""
     reconnect_seconds: float = 1.0
@@ -65,7 +68,8 @@ class StoreTerms:
     def __post_init__(self) -> None:
         if not 0 < self.lock_seconds <= self.statement_seconds <= self.transaction_seconds:
             raise ConfigurationError("store timeouts must satisfy 0 < lock <= statement <= transaction")
-        if min(self.connect_seconds, self.acquire_seconds, self.reconnect_seconds) <= 0:
+        waits = (self.connect_seconds, self.acquire_seconds, self.reconnect_seconds, self.writer_lock_seconds)
+        if min(waits) <= 0:
             raise ConfigurationError("store timeouts must be above 0 seconds")
 
 
@@ -77,6 +81,12 @@ class Database:
         self._dsn = _with_timeouts(dsn, terms)
         self._app = self._pool("app", self._dsn, sizes.app)
         self._engine = self._pool("engine", _with_option(self._dsn, "role", "holdfast_engine"), sizes.engine)
+        planned_once = _with_option(self._dsn, "plan_cache_mode", "force_generic_plan")
+        self.reader = CheckpointReader(self._line(planned_once))
+        """The latest checkpoints, read together."""
+        impatient = _with_option(planned_once, "lock_timeout", f"{terms.writer_lock_seconds:g}s")
+        self.writer = CheckpointWriter(self._line(impatient))
+        """The checkpoints of the runs of this process, written together."""
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -92,16 +102,22 @@ class Database:
         await self._engine.open()
 
     async def close(self) -> None:
-        """Close every connection. Whoever still waits for one gets `StoreUnavailable`."""
-        try:
-            await self._app.close()
-        finally:
-            await self._engine.close()
+        """Write what the writer was given, then close every connection. Whoever still waits for one gets
+        `StoreUnavailable`.
+        """
+        async with AsyncExitStack() as closing:
+            for part in (self._engine, self._app, self.reader, self.writer):
+                closing.push_async_callback(part.close)
 
     @asynccontextmanager
-    async def tenant(self, tenant_id: str) -> AsyncIterator[Connection]:
-        """A transaction that sees and writes this tenant's rows alone; committed on leaving."""
-        async with self.tenants([tenant_id]) as conn:
+    async def tenant(self, tenant_id: str, *, snapshot: bool = False) -> AsyncIterator[Connection]:
+        """A transaction that sees and writes this tenant's rows alone; committed on leaving.
+
+        With `snapshot` all of it sees one state of the database (repeatable read): it then raises `StoreUnavailable`
+        where it would change what someone else has changed meanwhile.
+        """
+        async with self._transaction(self._app, snapshot=snapshot) as conn:
+            await conn.execute(_SQL["work_for_tenants"], {"tenants": _joined([tenant_id])})
             yield conn
 
     @asynccontextmanager
@@ -156,22 +172,24 @@ class Database:
                 await asyncio.sleep(self._terms.reconnect_seconds)
 
     @asynccontextmanager
-    async def _transaction(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
+    async def _transaction(
+        self, pool: AsyncConnectionPool[Connection], *, snapshot: bool = False
+    ) -> AsyncIterator[Connection]:
         with translating():
             async with pool.connection() as conn:
+                # The pool's connections are reused: each is given its level anew, which costs no round trip.
+                await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ if snapshot else None)
                 with self._hanging_up_on(conn):
                     async with conn.transaction():
                         yield conn
 
     @contextmanager
     def _hanging_up_on(self, conn: Connection) -> Iterator[None]:
-        # Cancelling would not do: psycopg then asks the server to cancel and waits for its answer, and a deaf one
-        # gives none. A shut socket ends every wait on it, at once and with an error.
-        timer = asyncio.get_running_loop().call_later(self._terms.transaction_seconds, _hang_up, conn)
-        try:
+        with hanging_up_after(conn, self._terms.transaction_seconds):
             yield
-        finally:
-            timer.cancel()
+
+    def _line(self, dsn: str) -> Line:
+        return Line(lambda: self._connect(dsn), patience_seconds=self._terms.transaction_seconds)
 
     def _pool(self, name: str, dsn: str, size: int) -> AsyncConnectionPool[Connection]:
         return AsyncConnectionPool(
@@ -192,12 +210,6 @@ class Database:
 
     async def _connect(self, dsn: str) -> Connection:
         return await AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row)
-
-
-def _hang_up(conn: Connection) -> None:
-    if not conn.closed:
-        with socket.socket(fileno=socket.dup(conn.fileno())) as wire:
-            wire.shutdown(socket.SHUT_RDWR)
 
 
 def _joined(tenant_ids: Sequence[str]) -> str:

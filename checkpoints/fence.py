@@ -8,7 +8,7 @@ tenant, lease, run, call, approvals, budgets (by id), run head. A transaction th
 alone.
 """
 
-from holdfast.checkpoints.database import Connection
+from holdfast.checkpoints.line import Connection
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.errors import LeaseLost
 from holdfast.contracts.runs import Owner

@@ -1,75 +1,135 @@
-"""LangGraph's Postgres saver over our pool: one instance for each run, bound to the run's tenant.
+"""LangGraph's checkpoints of a run, written through the process's one writer and fenced by the run's lease.
 
-The stock saver holds one lock for all runs of a process while it waits for the database; ours takes a connection for
-each use. It is not fenced yet: two workers on one thread are kept apart by the lease alone.
+Tables, serialization and the reading of histories are those of langgraph-checkpoint-postgres, whose saver reads what
+this one writes and the other way round.
 """
 
-from collections.abc import AsyncIterator, Sequence, Set
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from math import isfinite
+from typing import Any, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
-from langgraph._internal._serde import build_serde_allowlist
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_id,
+    get_serializable_checkpoint_metadata,
+)
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.serde.types import ERROR
-from langgraph.graph import StateGraph
-from langgraph.pregel import Pregel
+from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES, _aexecute, _keep_latest, _refuse_delta_threads
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
+from holdfast.checkpoints.arrays import NULL, bytes_field, integer_field, text_field
 from holdfast.checkpoints.database import Database
-from holdfast.contracts.classification import translated
-from holdfast.contracts.ids import TenantId
+from holdfast.checkpoints.fence import hold
+from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.rows import Row, Rows
+from holdfast.checkpoints.serialization import strict_serializer
+from holdfast.contracts.credentials import masked
+from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.runs import Owner
 
-TypeNames = Set[tuple[str, ...]]
-"""Classes as (module, name)."""
+_SQL = load_queries(__name__, "saver.sql")
+_PENDING_SENDS_MOVED = 4
+"""The version of LangGraph's checkpoints from which on they hold what an older one's parent did."""
+
+T = TypeVar("T")
 
 
-def strict_serializer(types: TypeNames = frozenset()) -> JsonPlusSerializer:
-    """A serializer that reads plain values, messages, LangGraph's own types and `types`, and nothing else.
-
-    LangGraph's default imports and calls whatever a stored checkpoint names; what is not allowed here comes back as
-    the plain data it was made of.
-    """
-    return JsonPlusSerializer(pickle_fallback=False, allowed_msgpack_modules=tuple(types) or None)
-
-
-def declared_types(graph: Pregel[Any, Any, Any, Any]) -> TypeNames:
-    """The classes that a compiled graph, or a graph in it, declares in its state, input, output and nodes.
-
-    LangGraph collects them itself only when `LANGGRAPH_STRICT_MSGPACK` is set before it is imported.
-    """
-    names = build_serde_allowlist(schemas=_schemas(graph), channels=graph.channels)
-    for _, subgraph in graph.get_subgraphs(recurse=True):
-        if isinstance(subgraph, Pregel):
-            names |= build_serde_allowlist(schemas=_schemas(subgraph), channels=subgraph.channels)
-    return names
-
-
-def saver_for(database: Database, owner: Owner) -> "TenantSaver":
+def saver_for(database: Database, owner: Owner) -> "FencedSaver":
     """The saver of a run, to be called in the loop that runs it. Give it the graph's own types by
-    `.with_allowlist(declared_types(graph))`."""
-    return TenantSaver(database, owner.tenant_id)
+    `.with_allowlist(declared_types(graph))`.
+    """
+    return FencedSaver(database, owner)
 
 
-class TenantSaver(AsyncPostgresSaver):
-    """Checkpoints of one tenant. Raises our errors (`StoreUnavailable`), never psycopg's."""
+class FencedSaver(AsyncPostgresSaver):
+    """The checkpoints of one owner.
 
-    def __init__(self, database: Database, tenant_id: TenantId) -> None:
+    Whatever writes counts only while the owner holds its run, which is checked in the writing transaction itself;
+    otherwise it raises `LeaseLost` and leaves nothing. Reading needs no lease, and sees the owner's tenant alone.
+    Raises our errors, never psycopg's; after one failed write, every later one fails too.
+    """
+
+    def __init__(self, database: Database, owner: Owner) -> None:
         # The base class uses its connection in `_cursor` alone, which is ours.
         super().__init__(conn=None, serde=strict_serializer())  # type: ignore[arg-type]
         self._database = database
-        self._tenant_id = tenant_id
+        self._owner = owner
+        self._pen = database.writer.pen(owner)
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        place = config["configurable"]
+        thread, namespace = str(place["thread_id"]), place["checkpoint_ns"]
+        await self._database.writer.admit()
+        values, apart = _inline_and_apart(checkpoint["channel_values"])
+        where = (text_field(thread), text_field(namespace))
+        parent = get_checkpoint_id(config)
+        row = (
+            *where,
+            text_field(checkpoint["id"]),
+            NULL if parent is None else text_field(parent),
+            _json_field({**checkpoint, "channel_values": values}),
+            _json_field(get_serializable_checkpoint_metadata(config, metadata)),
+        )
+        blobs = [
+            (*where, text_field(channel), text_field(str(version)), *self._typed(apart[channel]))
+            for channel, version in new_versions.items()
+            if channel in apart
+        ]
+        await self._database.writer.write(self._pen, Rows(blobs=blobs, checkpoints=[row]))
+        return {"configurable": {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": checkpoint["id"]}}
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        # LangGraph keeps a node's exception by its text, which may quote a key; as one of ours it does not.
-        told = [(channel, translated(value) if channel == ERROR else value) for channel, value in writes]
-        await super().aput_writes(config, told, task_id, task_path)
+        place = config["configurable"]
+        await self._database.writer.admit()
+        where = (
+            text_field(str(place["thread_id"])),
+            text_field(place["checkpoint_ns"]),
+            text_field(place["checkpoint_id"]),
+            text_field(task_id),
+        )
+        path = text_field(task_path)
+        told = [
+            (channel, masked(repr(value)) if isinstance(value, BaseException) else value) for channel, value in writes
+        ]
+        rows: list[Row] = [
+            (*where, integer_field(WRITES_IDX_MAP.get(channel, n)), path, text_field(channel), *self._typed(value))
+            for n, (channel, value) in enumerate(told)
+        ]
+        # LangGraph's special channels are written anew when a task is run again; what it returned is kept as it was.
+        special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        await self._database.writer.write(self._pen, Rows(writes=rows, replacing=special))
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        if get_checkpoint_id(config):
+            return await super().aget_tuple(config)
+        place = config["configurable"]
+        thread, namespace = str(place["thread_id"]), place.get("checkpoint_ns", "")
+        row = await self._database.reader.latest(self._owner.tenant_id, thread, namespace)
+        if row is None:
+            return None
+        if row["checkpoint"]["v"] < _PENDING_SENDS_MOVED and row["parent_checkpoint_id"]:
+            # Its pending sends stand with its parent; the base class knows how to bring them along.
+            place = {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": row["checkpoint_id"]}
+            return await super().aget_tuple({"configurable": place})
+        return await self._load_checkpoint_tuple(row)
 
     async def alist(
         self,
@@ -83,29 +143,118 @@ class TenantSaver(AsyncPostgresSaver):
         for found in [each async for each in super().alist(config, filter=filter, before=before, limit=limit)]:
             yield found
 
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self._delete([str(thread_id)])
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        async with self._fenced(snapshot=True) as cursor:
+            await cursor.execute(_SQL["delete_checkpoints_of_runs"], {"run_ids": [str(each) for each in run_ids]})
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy everything a thread has, its whole history included, to a thread that has nothing yet.
+
+        Raises `Conflict` when the target has some of it already.
+        """
+        async with self._fenced(snapshot=True) as cursor:
+            for table in ("copy_checkpoints", "copy_blobs", "copy_writes"):
+                await cursor.execute(_SQL[table], {"source": str(source_thread_id), "target": str(target_thread_id)})
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        if isinstance(thread_ids, str) or strategy not in PRUNE_STRATEGIES:
+            raise InvalidRequest(
+                f"prune takes a list of thread ids and one of the strategies {', '.join(PRUNE_STRATEGIES)}; "
+                f"got {thread_ids!r} and {strategy!r}"
+            )
+        threads = [str(each) for each in thread_ids]
+        if strategy == "delete":
+            await self._delete(threads)
+            return
+        async with self._cursor() as cursor:
+            await _aexecute(cursor, _refuse_delta_threads(threads))
+        for thread in threads:
+            async with self._fenced(snapshot=True) as cursor:
+                await _aexecute(cursor, _keep_latest(thread))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        self._blocking(self.adelete_for_runs(run_ids))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        self._blocking(self.acopy_thread(source_thread_id, target_thread_id))
+
+    async def _delete(self, threads: Sequence[str]) -> None:
+        async with self._fenced() as cursor:
+            for table in ("delete_checkpoints", "delete_blobs", "delete_writes"):
+                await cursor.execute(_SQL[table], {"threads": threads})
+
+    def _typed(self, value: Any) -> tuple[bytes, bytes]:
+        kind, blob = self.serde.dumps_typed(value)
+        return text_field(kind), bytes_field(blob)
+
+    async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
+        # The base class does it in a thread for the writes alone, which costs more than it frees.
+        place = {"thread_id": value["thread_id"], "checkpoint_ns": value["checkpoint_ns"]}
+        parent, checkpoint = value["parent_checkpoint_id"], value["checkpoint"]
+        values = {**(checkpoint.get("channel_values") or {}), **self._load_blobs(value["channel_values"])}
+        return CheckpointTuple(
+            {"configurable": {**place, "checkpoint_id": value["checkpoint_id"]}},
+            cast("Checkpoint", {**checkpoint, "channel_values": values}),
+            value["metadata"],
+            {"configurable": {**place, "checkpoint_id": parent}} if parent else None,
+            self._load_writes(value["pending_writes"]),
+        )
+
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """For the base class, which only reads through it here: one state of the database, whatever is written."""
         async with (
-            self._database.tenant(self._tenant_id) as conn,
+            self._database.tenant(self._owner.tenant_id, snapshot=True) as conn,
             conn.cursor(binary=True, row_factory=dict_row) as cursor,
         ):
-            if pipeline:
-                async with conn.pipeline():
-                    yield cursor
-            else:
-                yield cursor
+            yield cursor
+
+    @asynccontextmanager
+    async def _fenced(self, *, snapshot: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """A transaction that holds the owner's lease until it is committed."""
+        self._pen.require()
+        async with (
+            self._database.tenant(self._owner.tenant_id, snapshot=snapshot) as conn,
+            conn.cursor(row_factory=dict_row) as cursor,
+        ):
+            await hold(conn, self._owner)
+            yield cursor
+
+    def _blocking(self, work: Coroutine[Any, Any, T]) -> T:
+        """For a thread beside the loop, as the base class's synchronous methods."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
 
-def _schemas(graph: Pregel[Any, Any, Any, Any]) -> list[type[Any]]:
-    builder = getattr(graph, "builder", None)
-    if not isinstance(builder, StateGraph):
-        return []
-    branches = (branch for group in builder.branches.values() for branch in group.values())
-    found = [
-        builder.state_schema,
-        builder.input_schema,
-        builder.output_schema,
-        *(node.input_schema for node in builder.nodes.values()),
-        *(branch.input_schema for branch in branches),
-    ]
-    return [schema for schema in found if schema is not None]
+def _inline_and_apart(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values that stand in the checkpoint itself, and those that are blobs of their own."""
+    inline: dict[str, Any] = {}
+    apart: dict[str, Any] = {}
+    for channel, value in values.items():
+        if isinstance(value, _DeltaSnapshot):
+            inline[channel], apart[channel] = True, value  # the mark by which a delta channel's base is found
+        elif _fits_json(value):
+            inline[channel] = value
+        else:
+            apart[channel] = value
+    return inline, apart
+
+
+def _fits_json(value: Any) -> bool:
+    """Whether `jsonb` can hold it as it is. LangGraph's saver tries with any text and float, and fails."""
+    if isinstance(value, str):
+        return "\x00" not in value
+    if isinstance(value, float):
+        return isfinite(value)
+    return value is None or isinstance(value, int)
+
+
+def _told(value: Any) -> Any:
+    """What is kept of a node's exception is its text, as LangGraph does, without the keys that it may quote."""
+    return masked(repr(value)) if isinstance(value, BaseException) else value
+
+
+def _json_field(value: Any) -> bytes:
+    return text_field(json.dumps(value))

@@ -14,7 +14,8 @@ from anyio.from_thread import start_blocking_portal
 
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import embedded_server
-from holdfast.checkpoints.saver import declared_types, saver_for
+from holdfast.checkpoints.saver import saver_for
+from holdfast.checkpoints.serialization import declared_types
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, NotFound
 from holdfast.contracts.ids import TenantId

@@ -4,8 +4,11 @@ import os
 from itertools import count
 
 import pytest
+from fix_house import house
 from scenes import Scene
 from stores import memory_store, postgres_store
+
+__all__ = ["house"]
 
 _numbers = count(1)
 

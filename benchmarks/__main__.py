@@ -1,0 +1,53 @@
+"""`python -m benchmarks`: measure, and write the tables into README.md beside this file."""
+
+import argparse
+import asyncio
+import os
+import platform
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from benchmarks import savers
+
+README = Path(__file__).parent / "README.md"
+BENCHES: dict[str, tuple[str, Callable[[int], Awaitable[str]]]] = {
+    "savers": (
+        'Durable runs of five steps per second, `durability="sync"`, about 2 KB of state, a new thread for each',
+        lambda rounds: savers.bench(rounds, loads=(1, 8, 32)),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], help="which; all when left out")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default 5)")
+    chosen = parser.parse_args()
+    for name in chosen.names or BENCHES:
+        title, bench = BENCHES[name]
+        found = asyncio.run(bench(chosen.rounds))
+        text = f"## {title}\n\n{_conditions(chosen.rounds)}\n\n{found}\n"
+        print(text)
+        _write(name, text)
+
+
+def _conditions(rounds: int) -> str:
+    load = os.getloadavg()[0]
+    return (
+        f"Python {platform.python_version()}, {os.cpu_count()} cores shared by client and server, embedded Postgres "
+        f"with its defaults (fsync on), {rounds} interleaved rounds, medians; ratios are taken within a round "
+        f"(lowest to highest in brackets). Load average at the end: {load:.1f}."
+    )
+
+
+def _write(name: str, text: str) -> None:
+    """Put `text` between the marks of the bench, and leave everything else as it is."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page = README.read_text(encoding="utf-8") if README.exists() else "# Measured\n"
+    before, found, rest = page.partition(begin)
+    after = rest.partition(end)[2] if found else "\n"
+    README.write_text(f"{before.rstrip()}\n\n{begin}\n{text}{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Durable runs of five steps: our saver against LangGraph's own, and against one that keeps nothing."""
+
+import asyncio
+import base64
+import gc
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from functools import partial
+from itertools import pairwise
+from random import Random
+from typing import Annotated, Any
+from uuid import uuid4
+
+import psycopg
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.postgres.base import BasePostgresSaver
+from langgraph.graph import START, StateGraph
+from langgraph.graph.message import add_messages
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+from typing_extensions import TypedDict
+
+from benchmarks.measuring import Cell, Measured, Rounds, quantile, table
+from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.embedded import embedded_server
+from holdfast.checkpoints.saver import saver_for
+from holdfast.checkpoints.serialization import declared_types
+from holdfast.contracts.ids import RunId, TenantId, ThreadId
+from holdfast.contracts.runs import Owner
+
+OURS, POOL, ONE, NOTHING = (
+    "holdfast",
+    "AsyncPostgresSaver, pool of 20",
+    "AsyncPostgresSaver, one connection",
+    "nothing kept",
+)
+STEPS = 5
+TENANTS = 4
+Savers = Callable[[], BaseCheckpointSaver[Any]]
+"""The saver for the next run."""
+_seen: ContextVar[list[float]] = ContextVar("when the steps of this run began")
+
+
+class State(TypedDict, total=False):
+    messages: Annotated[list[AnyMessage], add_messages]
+    document: dict[str, Any]
+
+
+class NoSaver(BasePostgresSaver):
+    """The ceiling: what LangGraph itself takes."""
+
+    async def aget_tuple(self, config: Any) -> None:
+        return None
+
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        place = config["configurable"]
+        return {"configurable": {**place, "checkpoint_id": checkpoint["id"]}}
+
+    async def aput_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+        return None
+
+
+def five_steps() -> Any:
+    """Each step says something and changes a document; about 2 KB of state in the end."""
+    text = [base64.b64encode(Random(n).randbytes(150)).decode() for n in range(STEPS)]
+    builder = StateGraph(State)
+
+    def step(n: int) -> Any:
+        async def node(state: State) -> State:
+            _seen.get().append(time.perf_counter())
+            return {"messages": [AIMessage(text[n])], "document": {"step": n, "text": text[n]}}
+
+        return node
+
+    for n in range(STEPS):
+        builder.add_node(f"step{n}", step(n))
+        builder.add_edge(f"step{n - 1}" if n else START, f"step{n}")
+    return builder.compile()
+
+
+async def measure(graph: Any, savers: Savers, *, runs: int, at_once: int) -> Measured:
+    steps: list[float] = []
+    todo = iter(range(runs))
+
+    async def work() -> None:
+        for _ in todo:
+            _seen.set([])
+            bound = graph.copy(update={"checkpointer": savers()})
+            place = {"configurable": {"thread_id": str(uuid4())}}
+            await bound.ainvoke({"messages": [HumanMessage("go")]}, place, durability="sync")
+            steps.extend(after - before for before, after in pairwise(_seen.get()))
+
+    gc.collect()
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    seconds = time.perf_counter() - began
+    return Measured(runs / seconds, quantile(steps, 0.5) * 1000, quantile(steps, 0.99) * 1000)
+
+
+async def held_runs(admin_url: str, count: int) -> Iterator[Owner]:
+    """Owners of runs that are claimed already: what claiming costs is measured elsewhere."""
+    runs = [str(uuid4()) for _ in range(count)]
+    tenants = [f"tenant{n % TENANTS}" for n in range(count)]
+    async with await psycopg.AsyncConnection.connect(admin_url) as conn:
+        await conn.execute(
+            "insert into tenants (tenant_id, terms, budget_id) select distinct t, '{}'::jsonb, md5(t)::uuid "
+            "from unnest(%s::text[]) t on conflict do nothing",
+            [tenants],
+        )
+        await conn.execute(
+            "insert into threads (thread_id, tenant_id, thread_key) "
+            "select r, t, r::text from unnest(%s::uuid[], %s::text[]) u(r, t)",
+            [runs, tenants],
+        )
+        await conn.execute(
+            "insert into runs (run_id, tenant_id, thread_id, graph_name, graph_version, status, principal, input, "
+            "input_type, request_digest, limits, max_attempts, epoch) "
+            "select r, t, r, 'g', '1', 'running', '{}', '', 'json', '', '{}', 1, 1 "
+            "from unnest(%s::uuid[], %s::text[]) u(r, t)",
+            [runs, tenants],
+        )
+        await conn.execute(
+            "insert into leases (run_id, tenant_id, epoch, worker_id, expires_at) "
+            "select r, t, 1, 'w', clock_timestamp() + interval '1 hour' from unnest(%s::uuid[], %s::text[]) u(r, t)",
+            [runs, tenants],
+        )
+    return (
+        Owner(tenant_id=TenantId(t), run_id=RunId(r), thread_id=ThreadId(r), epoch=1, attempt=1, worker_id="w")
+        for r, t in zip(runs, tenants, strict=True)
+    )
+
+
+@asynccontextmanager
+async def alternatives(count: int) -> AsyncIterator[dict[str, Savers]]:
+    """All savers on one server, each as it is meant to be used; ours with row-level security and its fence."""
+    async with embedded_server(temporary=True) as server, Database(server.app_url) as database:
+        ours = conninfo_to_dict(server.app_url)["dbname"]
+        owners = await held_runs(make_conninfo(server.admin_url, dbname=ours), count)
+        async with await psycopg.AsyncConnection.connect(server.admin_url, autocommit=True) as conn:
+            await conn.execute("create database langgraphs_own")
+        address = make_conninfo(server.admin_url, dbname="langgraphs_own")
+        settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+        async with (
+            AsyncPostgresSaver.from_conn_string(address) as one,
+            AsyncConnectionPool(address, min_size=20, max_size=20, kwargs=settings, open=False) as pool,
+        ):
+            await one.setup()
+            pooled, nothing = AsyncPostgresSaver(pool), NoSaver()
+            types = declared_types(five_steps())
+            yield {
+                OURS: lambda: saver_for(database, next(owners)).with_allowlist(types),
+                POOL: lambda: pooled,
+                ONE: lambda: one,
+                NOTHING: lambda: nothing,
+            }
+
+
+async def bench(rounds: int, loads: Sequence[int]) -> str:
+    runs = {load: max(30, min(320, 10 * load)) for load in loads}
+    found = {load: Rounds() for load in loads}
+    graph = five_steps()
+    async with alternatives((rounds + 1) * sum(runs.values())) as savers:
+        for load in loads:
+            cells: dict[str, Cell] = {
+                name: partial(measure, graph, using, runs=runs[load], at_once=load) for name, using in savers.items()
+            }
+            await Rounds().play(cells, 1)  # to warm up
+            await found[load].play(cells, rounds)
+    return "\n\n".join(_report(load, found[load]) for load in loads)
+
+
+def _report(load: int, found: Rounds) -> str:
+    rows = []
+    for name in (OURS, POOL, ONE, NOTHING):
+        low, high = found.range_of_ratio(name, POOL)
+        rows.append(
+            [
+                name,
+                f"{found.per_second(name):.0f}",
+                f"**{found.ratio(name, POOL):.2f}** ({low:.2f} to {high:.2f})",
+                f"{found.ratio(name, NOTHING):.0%}",
+                f"{found.p50_ms(name):.1f}",
+                f"{found.p99_ms(name):.1f}",
+            ]
+        )
+    header = ["saver", "runs/s", "to the pool", "of the ceiling", "step p50, ms", "step p99, ms"]
+    return f"### {load} at once\n\n" + table(header, rows)

@@ -1,0 +1,111 @@
+"""A connection that is kept: all runs of a process send through it, one statement at a time.
+
+Everything sent on a line can be sent twice, so a lost connection is healed by making another and sending again. The
+line works for a set of tenants, as a session setting; row-level security sees no others.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from holdfast.checkpoints.arrays import register_arrays
+from holdfast.checkpoints.queries import load_queries
+
+Connection = AsyncConnection[DictRow]
+
+_SQL = load_queries(__name__, "line.sql")
+_MOST_TENANTS = 128
+"""So many are kept in the session's setting; beyond that, it is set anew to those of the statement alone."""
+_LONGEST_PAUSE_SECONDS = 1.0
+
+
+@contextmanager
+def hanging_up_after(conn: Connection, seconds: float) -> Iterator[None]:
+    """Shut the connection's socket when the block takes longer than this.
+
+    Cancelling would not do: psycopg then asks the server to cancel and waits for its answer, and a deaf one gives
+    none. A shut socket ends every wait on it, at once and with an error.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, _hang_up, conn)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class Line:
+    """One connection, made when it is first needed. `run` is for one task at a time."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, patience_seconds: float) -> None:
+        self._connect = connect
+        self._seconds = patience_seconds
+        self._heals = True
+        self._conn: Connection | None = None
+        self._tenants: frozenset[str] = frozenset()
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is no connection now: the last statement failed for want of one."""
+        return self._conn is None or self._conn.closed
+
+    async def run(self, query: LiteralString, parameters: Mapping[str, Any], *, tenants: Set[str]) -> list[DictRow]:
+        """The rows of one statement, committed. It may have run more than once.
+
+        Raises psycopg's errors: the server's refusals at once, a lost connection only when none could be had again
+        within the line's patience.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._seconds
+        pause = 0.0
+        while True:
+            try:
+                return await self._try(query, parameters, tenants, max(0.0, deadline - loop.time()))
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                if not self.lost or loop.time() + pause >= deadline or not self._heals:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2 or 0.02, _LONGEST_PAUSE_SECONDS)
+
+    def be_impatient(self) -> None:
+        """From now on, a lost connection is not healed any more."""
+        self._heals = False
+
+    async def close(self) -> None:
+        """Give the connection back. The line can be used again."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.close()
+
+    async def _try(
+        self, query: LiteralString, parameters: Mapping[str, Any], tenants: Set[str], seconds: float
+    ) -> list[DictRow]:
+        if self._conn is None or self._conn.closed:
+            self._conn = None
+            self._conn = await self._connect()
+            self._tenants = frozenset()
+            register_arrays(self._conn)
+        with hanging_up_after(self._conn, seconds):
+            await self._work_for(self._conn, tenants)
+            found = await self._conn.execute(query, parameters, prepare=True, binary=True)
+            return await found.fetchall()
+
+    async def _work_for(self, conn: Connection, tenants: Set[str]) -> None:
+        if tenants <= self._tenants:
+            return
+        wanted = self._tenants | tenants
+        if len(wanted) > _MOST_TENANTS:
+            wanted = frozenset(tenants)
+        await conn.execute(_SQL["work_for_tenants_from_now_on"], {"tenants": ",".join(sorted(wanted))})
+        self._tenants = frozenset(wanted)
+
+
+def _hang_up(conn: Connection) -> None:
+    if not conn.closed:
+        with socket.socket(fileno=socket.dup(conn.fileno())) as wire:
+            wire.shutdown(socket.SHUT_RDWR)

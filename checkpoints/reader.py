@@ -1,0 +1,93 @@
+"""Reads the latest checkpoints of many threads at once: every attempt and every subgraph begins with one."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import psycopg
+from psycopg.rows import DictRow
+
+from holdfast.checkpoints.arrays import INTEGER, TEXT, array, integer_field, text_field
+from holdfast.checkpoints.line import Line
+from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.shift import Shift
+from holdfast.checkpoints.translation import translate
+from holdfast.contracts.classification import translated
+from holdfast.contracts.errors import HoldfastError, StoreUnavailable
+from holdfast.contracts.ids import TenantId
+
+_SQL = load_queries(__name__, "reader.sql")
+_MOST_AT_ONCE = 64
+
+
+class _Question:
+    __slots__ = ("answer", "fields", "tenant_id")
+
+    def __init__(self, tenant_id: TenantId, fields: Sequence[bytes], answer: asyncio.Future[DictRow | None]) -> None:
+        self.tenant_id = tenant_id
+        self.fields = fields
+        self.answer = answer
+
+    def fail(self, error: HoldfastError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(type(error)(error.message, **error.facts))
+
+
+class CheckpointReader:
+    """The one reader of a process, on a line of its own. Use it in one loop."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._asked: deque[_Question] = deque()
+        self._shift = Shift(self._work, name="checkpoint reader")
+        self._closed = False
+
+    async def latest(self, tenant_id: TenantId, thread_id: str, checkpoint_ns: str) -> DictRow | None:
+        """The row of the latest checkpoint there, with its blobs and writes, or None where the tenant has none.
+
+        Raises `InvalidRequest` for names that no text of Postgres can hold, and `StoreUnavailable`.
+        """
+        if self._closed:
+            raise StoreUnavailable("the database was closed; nothing is read any more")
+        fields = [text_field(part) for part in (tenant_id, thread_id, checkpoint_ns)]
+        question = _Question(tenant_id, fields, asyncio.get_running_loop().create_future())
+        self._asked.append(question)
+        self._shift.begin()
+        return await question.answer
+
+    async def close(self) -> None:
+        """Answer what was asked, refuse what comes, and give the connection back."""
+        self._closed = True
+        self._line.be_impatient()
+        await self._shift.over()
+        await self._line.close()
+
+    async def _work(self) -> None:
+        while self._asked:
+            batch = [self._asked.popleft() for _ in range(min(_MOST_AT_ONCE, len(self._asked)))]
+            try:
+                await self._read(batch)
+            except psycopg.Error as error:
+                _fail(batch, translate(error))
+            except Exception as error:  # noqa: BLE001  # a fault of ours: every waiter is told, and the next is served
+                _fail(batch, translated(error))
+
+    async def _read(self, batch: Sequence[_Question]) -> None:
+        tenants, threads, namespaces = zip(*(question.fields for question in batch), strict=True)
+        parameters = {
+            "slots": array(INTEGER, [integer_field(slot) for slot in range(len(batch))]),
+            "tenants": array(TEXT, tenants),
+            "threads": array(TEXT, threads),
+            "namespaces": array(TEXT, namespaces),
+        }
+        asking = {question.tenant_id for question in batch}
+        found = await self._line.run(_SQL["latest_checkpoints"], parameters, tenants=asking)
+        rows = {row["slot"]: row for row in found}
+        for slot, question in enumerate(batch):
+            if not question.answer.done():
+                question.answer.set_result(rows.get(slot))
+
+
+def _fail(batch: Sequence[_Question], error: HoldfastError) -> None:
+    for question in batch:
+        question.fail(error)

@@ -1,0 +1,73 @@
+"""Rows of LangGraph's checkpoint tables on their way to the database, encoded by whoever hands them in."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+
+from holdfast.checkpoints.arrays import BYTEA, INTEGER, TEXT, Array, array, integer_field
+
+Row = tuple[bytes, ...]
+"""The encoded fields of a row, in the order of its columns below, without the slot."""
+
+_BLOBS = {"slot": INTEGER, "thread": TEXT, "namespace": TEXT, "channel": TEXT, "version": TEXT, "type": TEXT,
+          "blob": BYTEA}  # fmt: skip
+_CHECKPOINTS = {"slot": INTEGER, "thread": TEXT, "namespace": TEXT, "id": TEXT, "parent": TEXT, "checkpoint": TEXT,
+                "metadata": TEXT}  # fmt: skip
+_WRITES = {"slot": INTEGER, "thread": TEXT, "namespace": TEXT, "checkpoint": TEXT, "task": TEXT, "idx": INTEGER,
+           "path": TEXT, "channel": TEXT, "type": TEXT, "blob": BYTEA}  # fmt: skip
+
+
+class Rows:
+    """What one `put` or `put_writes` has to say, to be written as one."""
+
+    __slots__ = ("blobs", "checkpoints", "replacing", "size", "writes")
+
+    def __init__(
+        self,
+        *,
+        blobs: Sequence[Row] = (),
+        checkpoints: Sequence[Row] = (),
+        writes: Sequence[Row] = (),
+        replacing: bool = False,
+    ) -> None:
+        self.blobs = blobs
+        self.checkpoints = checkpoints
+        self.writes = writes
+        self.replacing = replacing
+        """Whether these writes replace those that are there already, which otherwise stay."""
+        self.size = sum(sum(map(len, row)) for row in chain(blobs, checkpoints, writes))
+        """In bytes."""
+
+    def __len__(self) -> int:
+        return len(self.blobs) + len(self.checkpoints) + len(self.writes)
+
+
+def columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
+    """The batch as the parameters of the statement that writes it. Each part comes with the slot of its owner."""
+    slotted = [(integer_field(slot), rows) for slot, rows in batch]
+    return {
+        **_columns("blob", _BLOBS, _each(slotted, lambda rows: rows.blobs)),
+        **_columns("put", _CHECKPOINTS, _last_of_each(4, _each(slotted, lambda rows: rows.checkpoints))),
+        **_columns("add", _WRITES, _each(slotted, lambda rows: rows.writes)),
+    }
+
+
+def columns_replacing(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
+    """The same for writes that replace others."""
+    slotted = [(integer_field(slot), rows) for slot, rows in batch]
+    return _columns("add", _WRITES, _last_of_each(6, _each(slotted, lambda rows: rows.writes)))
+
+
+def _each(batch: Iterable[tuple[bytes, Rows]], part: Callable[[Rows], Sequence[Row]]) -> list[Row]:
+    return [(slot, *row) for slot, rows in batch for row in part(rows)]
+
+
+def _last_of_each(key: int, rows: Sequence[Row]) -> Iterable[Row]:
+    # One statement cannot change a row twice.
+    return {row[:key]: row for row in rows}.values()
+
+
+def _columns(table: str, types: Mapping[str, int], rows: Iterable[Row]) -> Mapping[str, Array]:
+    fields = list(zip(*rows, strict=True)) or [()] * len(types)
+    return {
+        f"{table}_{name}": array(element, column) for (name, element), column in zip(types.items(), fields, strict=True)
+    }
