@@ -178,7 +178,7 @@ async def test_declared_types_come_back_as_they_were_and_others_as_plain_data(ho
     assert values["hidden"] == {"weight": 3}
 
 
-@pytest.mark.parametrize("odd", ["with\x00nul", float("inf"), "caf\u00e9 \U0001f600", True, 0, None])
+@pytest.mark.parametrize("odd", ["with\x00nul", float("inf"), "coffee\u00e9 \U0001f600", True, 0, None])
 async def test_plain_value_that_json_in_postgres_may_not_hold_comes_back_as_it_was(house: House, odd: Any) -> None:
     saver = await holding(house)
     config = on("t1")
