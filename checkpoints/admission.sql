@@ -50,6 +50,6 @@ budget as (
            %(max_model_calls)s, %(max_tool_calls)s, %(max_tokens)s, %(max_cost)s, %(max_steps)s
       from admitted),
 head as (
-    insert into run_heads (run_id, tenant_id, seq)
-    select run_id, tenant_id, 0 from admitted)
+    insert into run_heads (run_id, tenant_id, seq, trace_parent)
+    select run_id, tenant_id, 0, %(trace_parent)s from admitted)
 select pg_notify('holdfast_runs', '') from admitted

@@ -143,6 +143,7 @@ class MemoryState:
 
     def _event(self, run_id: RunId, seq: int, draft: EventDraft) -> Event:
         run = self.tables.runs[run_id].run
+        _, trace_id, span_id, _ = run.trace_parent.split("-") if run.trace_parent else (None,) * 4
         return Event(
             tenant_id=run.tenant.tenant_id,
             run_id=run_id,
@@ -153,8 +154,8 @@ class MemoryState:
             node=draft.node,
             task_id=draft.task_id,
             call_id=draft.call_id,
-            trace_id=draft.trace_id,
-            span_id=draft.span_id,
+            trace_id=draft.trace_id or trace_id,
+            span_id=draft.span_id or span_id,
             payload=as_stored(draft.payload),
         )
 

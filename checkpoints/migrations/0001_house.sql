@@ -185,9 +185,10 @@ create index approvals_of_a_run on approvals (run_id);
 create index approvals_of_a_call on approvals (thread_id, identity_key) where identity_key is not null;
 
 create table run_heads (
-    run_id    uuid primary key references runs,
-    tenant_id text not null,
-    seq       bigint not null
+    run_id       uuid primary key references runs,
+    tenant_id    text not null,
+    seq          bigint not null,
+    trace_parent text                            -- W3C; for events that are written outside any span, a claim's say
 ) with (fillfactor = 50);
 
 create table events (

@@ -79,3 +79,16 @@ async def test_a_principal_sees_its_own_tenants(scene: Scene):
         await scene.tenant(name)
     assert list(await scene.store.tenants.names(principal=DANA)) == ["acme", "other"]
     assert list(await scene.store.tenants.names(principal=STRANGER)) == ["other"]
+
+
+async def test_an_event_from_no_span_belongs_to_the_span_in_which_the_run_was_asked_for(scene: Scene):
+    await scene.tenant("acme")
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    run = await scene.store.runs.admit(scene.request("acme", trace_parent=parent))
+    await scene.claim()
+
+    events = await scene.store.events.read("acme", run.run_id)
+
+    assert {(event.trace_id, event.span_id) for event in events} == {
+        ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+    }
