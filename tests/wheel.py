@@ -1,4 +1,7 @@
-"""Runs the tests against the built wheel: in a fresh environment, outside the checkout, without it on the path."""
+"""Runs the tests against the built wheel: in a fresh environment, outside the checkout, without it on the path.
+
+Arguments are pytest's: `python tests/wheel.py tests/contracts`.
+"""
 
 import shutil
 import subprocess
@@ -60,6 +63,7 @@ def main() -> None:
     """Build, install into a new environment, and run the tests there."""
     with tempfile.TemporaryDirectory(prefix="holdfast wheel ") as folder:
         place = Path(folder)
+        place.chmod(0o755)  # where root runs this, Postgres runs under another account and must reach its binaries
         wheel = build(place)
         python = place / "venv" / "bin" / "python"
         run(sys.executable, "-m", "venv", place / "venv", cwd=place)
@@ -72,7 +76,7 @@ def main() -> None:
             source = CHECKOUT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, work / name)
-        run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-m", "not slow", cwd=work)
+        run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-m", "not slow", *sys.argv[1:], cwd=work)
 
 
 if __name__ == "__main__":
