@@ -1,7 +1,5 @@
 """All ports of one database, put together."""
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
-
 from holdfast.checkpoints.approvals import PostgresApprovals
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.events import PostgresEvents
@@ -9,17 +7,14 @@ from holdfast.checkpoints.journal import PostgresJournal
 from holdfast.checkpoints.leases import PostgresLeases
 from holdfast.checkpoints.ledger import PostgresLedger
 from holdfast.checkpoints.runs import PostgresRuns
-from holdfast.checkpoints.saver import saver_for
 from holdfast.checkpoints.tenants import PostgresTenants
 from holdfast.contracts.ports import Ids
-from holdfast.contracts.runs import Owner
 
 
 class PostgresStore:
     """`contracts.ports.Store` on Postgres. The database is opened and closed by whoever gave it."""
 
     def __init__(self, database: Database, ids: Ids) -> None:
-        self._database = database
         self.runs = PostgresRuns(database, ids)
         self.leases = PostgresLeases(database, ids)
         self.journal = PostgresJournal(database, ids)
@@ -27,7 +22,3 @@ class PostgresStore:
         self.events = PostgresEvents(database, ids)
         self.approvals = PostgresApprovals(database, ids)
         self.tenants = PostgresTenants(database, ids)
-
-    def saver(self, owner: Owner) -> BaseCheckpointSaver[str]:
-        """The checkpoints of a run; call it in the loop that runs the graph."""
-        return saver_for(self._database, owner)

@@ -120,7 +120,6 @@ class Question(BaseModel):
     """What would happen, where the tool can say so."""
     allowed: tuple[DecisionType, ...] = ("approve", "edit", "reject", "respond")
     call_id: str | None = None
-    expires_in_seconds: float = Field(default=604_800.0, gt=0)
 
 
 class Ruling(BaseModel):
