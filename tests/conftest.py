@@ -13,4 +13,4 @@ os.environ["LANGCHAIN_TRACING_V2"] = "false"
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-pytest_plugins = ["fix_database"]
+pytest_plugins = ["fix_database", "fix_proxy"]
