@@ -11,6 +11,7 @@ alone.
 from holdfast.checkpoints.line import Connection
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.errors import LeaseLost
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "fence.sql")
@@ -23,6 +24,7 @@ async def hold(conn: Connection, owner: Owner) -> None:
     """
     if not await _locked(conn, owner, "hold_attached" if owner.attached else "hold_lease"):
         raise lost(owner)
+    await reach(Mark.FENCE_HELD)
 
 
 async def hold_alone(conn: Connection, owner: Owner) -> bool:

@@ -35,6 +35,7 @@ from holdfast.checkpoints.rows import Row, Rows
 from holdfast.checkpoints.serialization import strict_serializer
 from holdfast.contracts.credentials import masked
 from holdfast.contracts.errors import InvalidRequest
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "saver.sql")
@@ -91,7 +92,9 @@ class FencedSaver(AsyncPostgresSaver):
             for channel, version in new_versions.items()
             if channel in apart
         ]
+        await reach(Mark.CHECKPOINT_COMMITTING)
         await self._database.writer.write(self._pen, Rows(blobs=blobs, checkpoints=[row]))
+        await reach(Mark.CHECKPOINT_COMMITTED)
         return {"configurable": {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": checkpoint["id"]}}
 
     async def aput_writes(
@@ -115,7 +118,9 @@ class FencedSaver(AsyncPostgresSaver):
         ]
         # LangGraph's special channels are written anew when a task is run again; what it returned is kept as it was.
         special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        await reach(Mark.WRITES_COMMITTING)
         await self._database.writer.write(self._pen, Rows(writes=rows, replacing=special))
+        await reach(Mark.WRITES_COMMITTED)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         if get_checkpoint_id(config):

@@ -28,6 +28,7 @@ from holdfast.checkpoints.translation import translate
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, StoreUnavailable
 from holdfast.contracts.ids import RunId
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "writer.sql")
@@ -196,6 +197,7 @@ class CheckpointWriter:
         except psycopg.Error as error:
             await self._without_the_culprit(wanted, error, asked)
             return
+        await reach(Mark.FLUSH_COMMITTED)
         for write in wanted:
             if write.pen not in refused:
                 write.succeed()

@@ -19,9 +19,10 @@ from holdfast.contracts.errors import (
     PolicyDenied,
     TransientDependency,
 )
-from holdfast.contracts.events import EventKind
+from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import CallId
 from holdfast.contracts.limits import Usage
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.models import ModelProvider, ModelRequest, ModelResponse
 from holdfast.contracts.ports import Events, Ids, Journal, Ledger
 from holdfast.contracts.scope import Scope
@@ -155,18 +156,22 @@ class ModelGateway:
             seconds = timeout_seconds(call.deadline, self._sender.terms.timeout_seconds, what=WHAT)
             intent = call.intent(CallId(self._ids.new()), timeout_seconds=seconds)
             event = call.event(EventKind.MODEL_INTENDED, reserved_tokens=call.reservation.tokens_used)
-            return await self._journal.open(call.scope.owner, intent, event=event)
+            await reach(Mark.INTENT_RECORDING)
+            opened = await self._journal.open(call.scope.owner, intent, event=event)
         except DeadlineExceeded:
             await self._events.append(call.scope.owner, [call.event(EventKind.MODEL_REFUSED, rule="deadline")])
             raise
         except BudgetExceeded as error:
             await self._events.append(call.scope.owner, [call.event(EventKind.BUDGET_REFUSED, **error.facts)])
             raise
+        await reach(Mark.INTENT_RECORDED)
+        return opened
 
     async def _resent(self, call: ModelCall, call_id: CallId, kind: EventKind, **facts: object) -> None:
         """Before the call is sent again after its answer was lost: the earlier send counts as spent in full."""
         event = call.event(kind, call_id=call_id, **facts)
         await self._journal.resend(call.scope.owner, call_id, reservation=call.reservation, event=event)
+        await reach(Mark.RESEND_RECORDED)
 
     async def _reconciled(self, call: ModelCall, record: CallRecord) -> None:
         """A model call whose answer was lost is asked again, if there is budget for both; if not, it has failed."""
@@ -215,6 +220,7 @@ class ModelGateway:
 
         sending = Sending(request=call.request, provider=call.provider, scope=call.scope, deadline=call.deadline)
         reply = await self._sender.answer(sending, retrying=retrying)
+        await reach(Mark.MODEL_ANSWERED)
         return call.response(call_id, reply, self._prices)
 
     async def _resent_or(self, error: HoldfastError, call: ModelCall, call_id: CallId, **facts: object) -> None:
@@ -236,7 +242,7 @@ class ModelGateway:
             raise unusable from error
         facts = response_facts(response)
         event = call.event(EventKind.MODEL_RETURNED, call_id=call_id, latency_ms=latency_ms, **facts)
-        record = await written(self._journal.close(call.scope.owner, outcome, event=event))
+        record = await self._closed(call, outcome, event)
         record_model(span, response, latency_ms)
         await self._require_within_limits(call, record)
         return response
@@ -248,7 +254,14 @@ class ModelGateway:
             error_type=outcome.error_type,
             latency_ms=outcome.latency_ms,
         )
-        await written(self._journal.close(call.scope.owner, outcome, event=event))
+        await self._closed(call, outcome, event)
+
+    async def _closed(self, call: ModelCall, outcome: CallOutcome, event: EventDraft) -> CallRecord:
+        """The record with its outcome. The write is finished before a cancellation goes on."""
+        await reach(Mark.OUTCOME_RECORDING)
+        record = await written(self._journal.close(call.scope.owner, outcome, event=event))
+        await reach(Mark.OUTCOME_RECORDED)
+        return record
 
     async def _given_up(self, call: ModelCall, call_id: CallId, latency_ms: int) -> None:
         """Count a call whose answer nobody waits for any more as spent in full: the run may end here, and then no one

@@ -11,6 +11,7 @@ from holdfast.contracts.canonical import digest
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import HoldfastError, OutcomeUnknown
 from holdfast.contracts.events import EventKind
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Journal
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult
@@ -57,7 +58,9 @@ class Reconciler:
             status=outcome.status.value,
             **_by(approval, found),
         )
+        await reach(Mark.OUTCOME_RECORDING)
         closed = await written(self._journal.close(scope.owner, outcome, event=event))
+        await reach(Mark.OUTCOME_RECORDED)
         return result_of(closed, request.tool_call_id, replayed=False)
 
     async def _looked_up(self, sending: Sending, record: CallRecord) -> ToolResult | Question:
@@ -79,7 +82,10 @@ class Reconciler:
 
     async def _found(self, sending: Sending) -> Any:
         assert sending.entry.reconcile is not None, "asked only where the tool can tell"
-        return await asked(sending.entry.reconcile, sending.identity.key, seconds=sending.timeout_seconds())
+        await reach(Mark.RECONCILE_ASKING)
+        found = await asked(sending.entry.reconcile, sending.identity.key, seconds=sending.timeout_seconds())
+        await reach(Mark.RECONCILE_ANSWERED)
+        return found
 
     async def _sent_again(
         self, sending: Sending, record: CallRecord, kind: EventKind, **facts: Any

@@ -17,6 +17,7 @@ from holdfast.contracts.errors import (
     InvalidModelOutput,
     TimedOut,
 )
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.models import ModelProvider, ModelRequest, ProviderReply
 from holdfast.contracts.ports import Dice
 from holdfast.contracts.scope import Scope
@@ -99,6 +100,7 @@ class Sender:
 
     async def _in_turn(self, sending: Sending) -> ProviderReply:
         async with self._turn(sending):
+            await reach(Mark.MODEL_SENDING)
             sending.scope.require_open("a model")
             sending.scope.require_ours()  # the last thing before the send
             return await self._in_time(sending)
@@ -127,7 +129,9 @@ class Sender:
         try:
             async with asyncio.timeout(seconds) as timer:
                 with contained():
-                    return await sending.provider.send(sending.request, timeout_seconds=seconds)
+                    reply = await sending.provider.send(sending.request, timeout_seconds=seconds)
+                    await reach(Mark.MODEL_SENT)
+                    return reply
         except TimeoutError as error:
             if not timer.expired():
                 raise _of_provider(error, sending.provider) from error

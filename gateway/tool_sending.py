@@ -21,6 +21,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import CallId
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Dice, Events, Journal
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult
@@ -93,6 +94,7 @@ class ToolSender:
         while True:
             try:
                 output = fitted(await self._answer(sending, record), entry=sending.entry)
+                await reach(Mark.TOOL_ANSWERED)
             except asyncio.CancelledError:
                 await self._cut_short(sending, record, started)
                 raise
@@ -116,10 +118,12 @@ class ToolSender:
         another tool call."""
         event = drafted(kind, sending.identity, call_id=record.call_id, sends=record.sends + 1, **facts)
         try:
-            return await self._journal.resend(sending.scope.owner, record.call_id, reservation=ONE_CALL, event=event)
+            resent = await self._journal.resend(sending.scope.owner, record.call_id, reservation=ONE_CALL, event=event)
         except BudgetExceeded as error:
             await self.over_budget(sending, error)
             raise
+        await reach(Mark.RESEND_RECORDED)
+        return resent
 
     async def over_budget(self, sending: Sending, error: BudgetExceeded) -> None:
         """Write down that a budget had no room for the call."""
@@ -136,19 +140,25 @@ class ToolSender:
             "latency_ms": outcome.latency_ms,
         }
         event = drafted(kind or _KIND_OF_OUTCOME[outcome.status], sending.identity, call_id=outcome.call_id, **facts)
-        return await written(self._journal.close(sending.scope.owner, outcome, event=event))
+        await reach(Mark.OUTCOME_RECORDING)
+        record = await written(self._journal.close(sending.scope.owner, outcome, event=event))
+        await reach(Mark.OUTCOME_RECORDED)
+        return record
 
     async def _answer(self, sending: Sending, record: CallRecord) -> Any:
         """One send. Raises errors of ours, LangGraph's signals, and cancellation."""
         entry, scope = sending.entry, sending.scope
         seconds = sending.timeout_seconds()
         told = _told(sending, seconds)
+        await reach(Mark.TOOL_SENDING)
         scope.require_open(f"tool {entry.name!r}")
         scope.require_ours()  # the last thing before the send
         try:
             with called_for(told), contained():
                 async with asyncio.timeout(seconds) as timer:
-                    return await entry.run(sending.args)
+                    answer = await entry.run(sending.args)
+                    await reach(Mark.TOOL_SENT)
+                    return answer
         except TimeoutError as error:
             raise (_late(sending, seconds) if timer.expired() else translated(error)) from error
         except Exception as error:

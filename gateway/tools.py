@@ -17,6 +17,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import CallId
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Dice, Events, Ids, Journal, Ledger
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult
@@ -256,12 +257,14 @@ class ToolExecutor:
         )
         intent = sending.intent(CallId(self._ids.new()))
         try:
+            await reach(Mark.INTENT_RECORDING)
             opened = await self._journal.open(sending.scope.owner, intent, event=event)
         except PolicyDenied as error:  # the grant is used, expired, or another call's
             return await self._refused(sending.request, sending.identity, sending.scope, error)
         except BudgetExceeded as error:
             await self._sender.over_budget(sending, error)
             raise
+        await reach(Mark.INTENT_RECORDED)
         match opened:
             case Fresh():
                 answer = await self._sender.send(sending, opened.record)

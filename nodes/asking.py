@@ -24,6 +24,7 @@ from holdfast.contracts.calls import CallIdentity
 from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult
 from holdfast.gateway.toolset import Toolset
@@ -153,7 +154,9 @@ async def _put(session: RunSession, request: ApprovalRequest) -> None:
         span_id=span_id,
         payload=facts,
     )
+    await reach(Mark.APPROVAL_ASKING)
     await session.approvals.ask(session.owner, request, event=event)
+    await reach(Mark.APPROVAL_ASKED)
     session.asked.add(request.interrupt_id)
 
 

@@ -20,6 +20,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import BudgetState
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.scope import Scope, current_scope, entered
 from holdfast.nodes.asking import merged
 from holdfast.nodes.inside import fatal_as_itself
@@ -147,6 +148,7 @@ class _Fan:
             limits=limits,
             event=event,
         )
+        await reach(Mark.SHARE_OPENED)
 
         def locate() -> CallSite:
             here = scope.locate()

@@ -21,6 +21,7 @@ from holdfast.contracts.classification import contained, first_of_ours, type_of
 from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import DeadlineExceeded, HoldfastError, LeaseLost, NotGoverned, StoreUnavailable
 from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.scope import Scope, entered, scope_here
 from holdfast.nodes.asking import ask_for, pause_in, settle_host_answers
 from holdfast.nodes.inside import fatal_as_itself
@@ -72,6 +73,7 @@ async def _step(
             raise ours from error
         raise
     await _tell(session, place, task_id, EventKind.NODE_COMPLETED)
+    await reach(Mark.NODE_COMPLETED)
     return result
 
 
@@ -146,10 +148,12 @@ async def _slot(session: RunSession, place: Place) -> AsyncIterator[None]:
 
 
 async def _begin(session: RunSession, place: Place, task_id: str) -> None:
+    await reach(Mark.NODE_STARTING)
     event = _event(place, task_id, EventKind.NODE_STARTED, {"kind": place.kind, "graph": place.graph})
     if await session.runs.begin_step(session.owner, node=place.node, task_id=task_id, event=event):
         session.cancellation.request(reason="its cancellation was requested")
         session.cancellation.require_wanted(session.owner.run_id)
+    await reach(Mark.NODE_STARTED)
 
 
 async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callable[[], Awaitable[Any]]) -> Any:

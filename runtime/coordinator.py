@@ -27,6 +27,7 @@ from holdfast.contracts.errors import (
     StoreUnavailable,
 )
 from holdfast.contracts.ids import BudgetId
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Run
 from holdfast.gateway.closing import written
 from holdfast.nodes.session import RunSession, entered_session
@@ -88,6 +89,7 @@ class Coordinator:
         if (ending := _before_it_begins(hold)) is not None:
             await self._conclude(hold, graph, ending)
             return
+        await reach(Mark.RUN_HYDRATED)
         try:
             session = await self._doors.session(graph, run, hold.owner, still_ours=hold.still_ours)
         except asyncio.CancelledError as stop:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.contracts.errors import HoldfastError, RunCancelled
+from holdfast.contracts.errors import HoldfastError, RunCancelled, RuntimeErrorRecord
 from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Runs
 from holdfast.contracts.runs import Owner, RunStatus
 from holdfast.telemetry.spans import trace_ids
@@ -60,29 +61,39 @@ async def record(runs: Runs, owner: Owner, ending: Ending) -> RunStatus | None:
     """Commit an ending. Returns the run's new status; None where nothing was written."""
     match ending:
         case Completed(output):
-            await runs.finish(
-                owner, RunStatus.COMPLETED, output=output, cause=None, event=_event(EventKind.RUN_COMPLETED)
-            )
-            return RunStatus.COMPLETED
+            event = _event(EventKind.RUN_COMPLETED)
+            return await _finished(runs, owner, RunStatus.COMPLETED, output=output, cause=None, event=event)
         case Failed(error, step_name, output):
             cause = error.record(run_id=owner.run_id, step_name=step_name)
             event = _event(EventKind.RUN_FAILED, error_type=cause.error_type.value, step_name=step_name)
-            await runs.finish(owner, RunStatus.FAILED, output=output, cause=cause, event=event)
-            return RunStatus.FAILED
+            return await _finished(runs, owner, RunStatus.FAILED, output=output, cause=cause, event=event)
         case Cancelled(error, output):
             cause = error.record(run_id=owner.run_id, step_name="run")
             event = _event(EventKind.RUN_CANCELLED, reason=error.message)
-            await runs.finish(owner, RunStatus.CANCELLED, output=output, cause=cause, event=event)
-            return RunStatus.CANCELLED
+            return await _finished(runs, owner, RunStatus.CANCELLED, output=output, cause=cause, event=event)
         case Rested(questions):
             words = "a decision" if questions == 1 else f"{questions} decisions"
             event = _event(EventKind.RUN_INTERRUPTED, questions=questions)
-            return await runs.rest(owner, next_action=f"{words} of a person; see the run's approvals", event=event)
+            await reach(Mark.RUN_RESTING)
+            status = await runs.rest(owner, next_action=f"{words} of a person; see the run's approvals", event=event)
+            await reach(Mark.RUN_RESTED)
+            return status
         case Released(reason):
+            await reach(Mark.RUN_RELEASING)
             await runs.release(owner, event=_event(EventKind.RUN_RELEASED, reason=reason))
+            await reach(Mark.RUN_RELEASED)
             return RunStatus.QUEUED
         case Lost():
             return None
+
+
+async def _finished(
+    runs: Runs, owner: Owner, status: RunStatus, *, output: Any, cause: RuntimeErrorRecord | None, event: EventDraft
+) -> RunStatus:
+    await reach(Mark.RUN_FINISHING)
+    await runs.finish(owner, status, output=output, cause=cause, event=event)
+    await reach(Mark.RUN_FINISHED)
+    return status
 
 
 def _event(kind: EventKind, **payload: Any) -> EventDraft:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from holdfast.contracts.errors import StoreUnavailable
 from holdfast.contracts.ids import RunId
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Leases, Renewal
 from holdfast.contracts.runs import GraphVersion, Owner, RunClaim
 from holdfast.runtime.clock import boot_seconds
@@ -72,6 +73,7 @@ class Holds:
         claims = await self._leases.claim(
             self._worker_id, tenants=None, graphs=graphs, slots=slots, ttl_seconds=self._terms.ttl_seconds
         )
+        await reach(Mark.RUN_CLAIMED)
         holds = [Hold(claim, self._end(sent), cancel_requested=claim.run.cancel_requested) for claim in claims]
         self._holds.update({hold.claim.run_id: hold for hold in holds})
         if boot_seconds() - sent > self._terms.beat_seconds:
@@ -90,6 +92,7 @@ class Holds:
         return [hold for hold in self._holds.values() if not hold.still_ours() or hold.cancel_requested]
 
     async def _renew(self, holds: Sequence[Hold]) -> None:
+        await reach(Mark.LEASE_RENEWING)
         sent = boot_seconds()
         try:
             answers = await self._leases.renew(
@@ -97,6 +100,7 @@ class Holds:
             )
         except StoreUnavailable:
             answers = {}  # nobody answered: each hold ends by its own clock unless a later beat gets through
+        await reach(Mark.LEASE_RENEWED)
         for hold in holds:
             self._note(hold, answers, self._end(sent))
 

@@ -11,6 +11,7 @@ from holdfast.contracts.errors import InvalidRequest, InvariantViolated, NotFoun
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import BudgetState, Limits
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Run, RunRequest, RunResult, RunStatus, owner_of
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.policies import rulings
@@ -143,6 +144,7 @@ class Runtime:
                     trace_parent=trace_parent(),
                 )
             )
+        await reach(Mark.RUN_ADMITTED)
         self._wake.ring()
         return self._handle(run)
 
@@ -248,6 +250,7 @@ class Runtime:
                 payload={"approval_id": known, "decision": decision, "by": principal.user_id},
             ),
         )
+        await reach(Mark.APPROVAL_DECIDED)
         self._wake.ring()
         return decided
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from langgraph.runtime import RunControl
 
 from holdfast.contracts.classification import translated
+from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Approvals
 from holdfast.contracts.tenancy import Principal
 from holdfast.runtime.coordinator import Coordinator
@@ -141,6 +142,7 @@ class Worker:
         """Stop at the next boundary, then by cancellation; the leases are kept until it is done."""
         for job in self._jobs:
             job.control.request_drain("the worker is shutting down")
+        await reach(Mark.DRAIN_BEGUN)
         tasks = [job.task for job in self._jobs]
         if tasks:
             await asyncio.wait(tasks, timeout=self._terms.grace_seconds)
