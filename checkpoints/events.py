@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from holdfast.checkpoints.database import Connection, Database
@@ -9,13 +10,23 @@ from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.errors import InvariantViolated
-from holdfast.contracts.events import Event, EventDraft, EventKind
+from holdfast.contracts.events import Event, EventDraft, EventKind, Link
 from holdfast.contracts.ids import RunId, TenantId, uuid_text
 from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "events.sql")
 _COLUMNS = ("kind", "node", "task_id", "call_id", "trace_id", "span_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An event to be written, and for whom."""
+
+    tenant_id: TenantId
+    run_id: RunId
+    attempt: int
+    draft: EventDraft
 
 
 async def write_events(
@@ -26,23 +37,31 @@ async def write_events(
     attempt: int,
     drafts: Sequence[EventDraft],
 ) -> None:
-    """Number `drafts` and write them in the caller's transaction, as its last statement: from here on to the commit,
-    other writers of the run wait. The caller has checked that the run may be written for."""
-    if not drafts:
-        return
-    columns: dict[str, Any] = {name: [getattr(draft, name) for draft in drafts] for name in _COLUMNS}
-    written = await conn.execute(
-        _SQL["write_events"],
-        columns
-        | {
-            "tenant_id": tenant_id,
-            "run_id": run_id,
-            "attempt": attempt,
-            "payload": [canonical(draft.payload) for draft in drafts],
-        },
+    """Number `drafts`, chain them and write them in the caller's transaction, as its last statement: from here on to
+    the commit, other writers of the run wait. The caller has checked that the run may be written for."""
+    await write_entries(
+        conn, [Entry(tenant_id=tenant_id, run_id=run_id, attempt=attempt, draft=draft) for draft in drafts]
     )
-    if written.rowcount != len(drafts):
-        raise InvariantViolated(f"run {run_id} has no head to number its events by", run_id=run_id)
+
+
+async def write_entries(conn: Connection, entries: Sequence[Entry]) -> None:
+    """The same for any number of runs in one statement."""
+    if not entries:
+        return
+    written = await conn.execute(_SQL["write_events"], _columns(entries))
+    if written.rowcount != len(entries):
+        runs = sorted({entry.run_id for entry in entries})
+        raise InvariantViolated(f"a run has no head to number its events by: {', '.join(runs)}", run_ids=runs)
+
+
+def _columns(entries: Sequence[Entry]) -> dict[str, Any]:
+    columns: dict[str, Any] = {name: [getattr(entry.draft, name) for entry in entries] for name in _COLUMNS}
+    return columns | {
+        "tenant_id": [entry.tenant_id for entry in entries],
+        "run_id": [entry.run_id for entry in entries],
+        "attempt": [entry.attempt for entry in entries],
+        "payload": [canonical(entry.draft.payload) for entry in entries],
+    }
 
 
 class PostgresEvents:
@@ -57,6 +76,12 @@ class PostgresEvents:
             await write_events(
                 conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=events
             )
+
+    async def links(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Link]:
+        wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run"), "after": after, "limit": limit}
+        async with self._database.tenant(tenant_id) as conn:
+            found = await conn.execute(_SQL["read_links"], wanted)
+            return [Link(**row) for row in await found.fetchall()]
 
     async def read(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run"), "after": after, "limit": limit}

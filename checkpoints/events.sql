@@ -1,24 +1,50 @@
 -- name: write_events
--- Move the run's head by the number of new events and write them under the numbers passed, in the order given. One that comes from no span belongs to the span in which the run was asked for.
-with head as (
-    update run_heads
-       set seq = seq + cardinality(%(kind)s::text[])
-     where run_id = %(run_id)s and tenant_id = %(tenant_id)s
- returning run_id, tenant_id, seq - cardinality(%(kind)s::text[]) as last,
-           split_part(trace_parent, '-', 2) as trace_id, split_part(trace_parent, '-', 3) as span_id)
-insert into events (run_id, seq, tenant_id, attempt, kind, node, task_id, call_id, trace_id, span_id, payload)
-select head.run_id, head.last + draft.n, head.tenant_id, %(attempt)s,
-       draft.kind, draft.node, draft.task_id, draft.call_id,
-       coalesce(draft.trace_id, head.trace_id), coalesce(draft.span_id, head.span_id), draft.payload
-  from head
- cross join unnest(%(kind)s::text[], %(node)s::text[], %(task_id)s::text[], %(call_id)s::uuid[], %(trace_id)s::text[],
-                   %(span_id)s::text[], %(payload)s::bytea[]) with ordinality
-            as draft(kind, node, task_id, call_id, trace_id, span_id, payload, n)
- order by draft.n;
+-- Number events from their runs' heads on, in the order given, chain each to the one before it, write them, and move the heads. One that comes from no span belongs to the span in which the run was asked for.
+with drafts as materialized (
+    select *
+      from unnest(%(tenant_id)s::text[], %(run_id)s::uuid[], %(attempt)s::integer[], %(kind)s::text[], %(node)s::text[],
+                  %(task_id)s::text[], %(call_id)s::uuid[], %(trace_id)s::text[], %(span_id)s::text[],
+                  %(payload)s::bytea[]) with ordinality
+           as draft(tenant_id, run_id, attempt, kind, node, task_id, call_id, trace_id, span_id, payload, n)),
+heads as materialized (     -- locked in one order, so that no two such statements wait for each other
+    select h.run_id, h.tenant_id, h.seq, h.hash,
+           split_part(h.trace_parent, '-', 2) as trace_id, split_part(h.trace_parent, '-', 3) as span_id
+      from run_heads h
+     where h.run_id = any(%(run_id)s::uuid[])
+     order by h.run_id
+       for no key update of h),
+numbered as materialized (  -- the time is taken under the lock, and once: what is hashed is what is written
+    select h.run_id, h.seq + row_number() over (partition by h.run_id order by d.n) as seq, h.tenant_id,
+           clock_timestamp() as at, d.attempt, d.kind, d.node, d.task_id, d.call_id,
+           coalesce(d.trace_id, h.trace_id) as trace_id, coalesce(d.span_id, h.span_id) as span_id, d.payload,
+           h.hash as before_the_first
+      from drafts d
+      join heads h using (run_id, tenant_id)),
+chained as materialized (
+    select n.*, event_chain_v1(before_the_first, event_content_v1(
+                    run_id, seq, at, attempt, kind, node, task_id, call_id, trace_id, span_id, payload))
+                over (partition by run_id order by seq rows unbounded preceding) as hash
+      from numbered n),
+moved as (
+    update run_heads h
+       set seq = newest.seq, hash = newest.hash
+      from (select distinct on (run_id) run_id, seq, hash from chained order by run_id, seq desc) newest
+     where h.run_id = newest.run_id)
+insert into events (run_id, seq, tenant_id, at, attempt, kind, node, task_id, call_id, trace_id, span_id, payload, hash)
+select run_id, seq, tenant_id, at, attempt, kind, node, task_id, call_id, trace_id, span_id, payload, hash
+  from chained;
 
 -- name: read_events
 -- A run's events after a number, in order.
 select tenant_id, run_id::text, seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload
+  from events
+ where tenant_id = %(tenant_id)s and run_id = %(run_id)s and seq > %(after)s
+ order by seq
+ limit %(limit)s;
+
+-- name: read_links
+-- A run's events after a number as the chain has them, in order.
+select seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload, hash
   from events
  where tenant_id = %(tenant_id)s and run_id = %(run_id)s and seq > %(after)s
  order by seq

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.checkpoints.database import Database
-from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.events import Entry, write_entries
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.runs import load_runs
 from holdfast.contracts.errors import Conflict
@@ -66,14 +66,7 @@ class PostgresLeases:
     async def _claim(self, wanted: Mapping[str, Any]) -> Mapping[RunId, dict[str, Any]]:
         async with self._database.engine() as conn:
             rows = await (await conn.execute(_SQL["claim_runs"], wanted)).fetchall()
-            for row in rows:
-                draft = EventDraft(
-                    kind=EventKind.RUN_CLAIMED,
-                    payload={"worker_id": wanted["worker_id"], "epoch": row["epoch"], "attempt": row["attempt"]},
-                )
-                await write_events(
-                    conn, tenant_id=row["tenant_id"], run_id=row["run_id"], attempt=row["attempt"], drafts=[draft]
-                )
+            await write_entries(conn, [_claimed(wanted["worker_id"], row) for row in rows])
         return {RunId(row["run_id"]): row for row in rows}
 
     async def _hydrate(self, worker_id: str, claimed: Mapping[RunId, dict[str, Any]]) -> Sequence[RunClaim]:
@@ -94,3 +87,13 @@ class PostgresLeases:
             for run in runs
             if run.epoch == claimed[run.run_id]["epoch"]
         ]
+
+
+def _claimed(worker_id: str, row: Mapping[str, Any]) -> Entry:
+    facts = {"worker_id": worker_id, "epoch": row["epoch"], "attempt": row["attempt"]}
+    return Entry(
+        tenant_id=row["tenant_id"],
+        run_id=row["run_id"],
+        attempt=row["attempt"],
+        draft=EventDraft(kind=EventKind.RUN_CLAIMED, payload=facts),
+    )

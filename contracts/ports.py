@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from holdfast.contracts.approvals import Approval, ApprovalRequest, Ruling
 from holdfast.contracts.calls import CallIntent, CallOutcome, CallRecord, Opened
 from holdfast.contracts.errors import RuntimeErrorRecord
-from holdfast.contracts.events import Event, EventDraft
+from holdfast.contracts.events import Event, EventDraft, Link
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
@@ -202,6 +202,10 @@ class Events(Protocol):
 
     async def read(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         """Events with `seq > after`, in order."""
+        ...
+
+    async def links(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Link]:
+        """The same events as their chain has them, to be verified."""
         ...
 
 

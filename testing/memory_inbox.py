@@ -6,7 +6,7 @@ from typing import Any
 
 from holdfast.contracts.approvals import Approval, ApprovalRequest, ApprovalStatus, DecisionType, Ruling
 from holdfast.contracts.errors import Conflict, InvalidRequest, NotFound
-from holdfast.contracts.events import Event, EventDraft, EventKind
+from holdfast.contracts.events import Event, EventDraft, EventKind, Link
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Owner, RunStatus
@@ -187,6 +187,12 @@ class MemoryEvents:
     async def read(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         log = self._state.tables.events.get(run_id, ())
         return page([event for event in log if event.tenant_id == tenant_id], after=after, limit=limit)
+
+    async def links(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Link]:
+        tables = self._state.tables
+        if run_id not in tables.runs or tables.runs[run_id].run.tenant.tenant_id != tenant_id:
+            return ()
+        return page(tables.links.get(run_id, ()), after=after, limit=limit)
 
 
 class MemoryTenants:

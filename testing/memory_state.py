@@ -5,19 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.deadline import Clock
 from holdfast.contracts.errors import LeaseLost, NotFound, RuntimeErrorRecord
-from holdfast.contracts.events import Event, EventDraft
+from holdfast.contracts.events import GENESIS, Event, EventDraft, Link, chained
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner, Run, RunStatus
 from holdfast.contracts.tenancy import Tenant
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,7 @@ class Tables:
     approvals: dict[ApprovalId, Approval] = field(default_factory=dict)
     asked: dict[tuple[ThreadId, str], ApprovalId] = field(default_factory=dict)
     events: dict[RunId, tuple[Event, ...]] = field(default_factory=dict)
+    links: dict[RunId, tuple[Link, ...]] = field(default_factory=dict)
 
     def snapshot(self) -> "Tables":
         """The tables as they are now."""
@@ -135,11 +138,12 @@ class MemoryState:
         return row
 
     def write(self, run_id: RunId, *drafts: EventDraft) -> None:
-        """Append events to a run's log."""
-        log = self.tables.events.get(run_id, ())
-        self.tables.events[run_id] = log + tuple(
-            self._event(run_id, len(log) + number, draft) for number, draft in enumerate(drafts, start=1)
-        )
+        """Append events to a run's log, and chain them."""
+        for draft in drafts:
+            log, links = self.tables.events.get(run_id, ()), self.tables.links.get(run_id, ())
+            event = self._event(run_id, len(log) + 1, draft)
+            self.tables.events[run_id] = (*log, event)
+            self.tables.links[run_id] = (*links, _link(event, links[-1].hash if links else GENESIS))
 
     def _event(self, run_id: RunId, seq: int, draft: EventDraft) -> Event:
         run = self.tables.runs[run_id].run
@@ -204,6 +208,23 @@ def as_stored(value: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(canonical(value)))
 
 
-def page(events: Sequence[Event], *, after: int, limit: int) -> Sequence[Event]:
-    """Up to `limit` events with `seq > after`."""
-    return tuple(events[max(after, 0) :][: max(limit, 0)])
+def _link(event: Event, previous: bytes) -> Link:
+    link = Link(
+        seq=event.seq,
+        at=event.at,
+        attempt=event.attempt,
+        kind=event.kind,
+        node=event.node,
+        task_id=event.task_id,
+        call_id=event.call_id,
+        trace_id=event.trace_id,
+        span_id=event.span_id,
+        payload=canonical(event.payload),
+        hash=GENESIS,
+    )
+    return replace(link, hash=chained(previous, event.run_id, link))
+
+
+def page(log: Sequence[_Item], *, after: int, limit: int) -> Sequence[_Item]:
+    """Up to `limit` of a log from 1 on, those with `seq > after`."""
+    return tuple(log[max(after, 0) :][: max(limit, 0)])

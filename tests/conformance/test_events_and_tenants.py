@@ -3,8 +3,9 @@
 import pytest
 from scenes import DANA, STRANGER, Scene, event, new_id
 
+from holdfast.contracts.canonical import canonical
 from holdfast.contracts.errors import InvalidRequest, LeaseLost, NotFound
-from holdfast.contracts.events import EventKind
+from holdfast.contracts.events import GENESIS, EventKind, chained
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.tenancy import Tenant
 
@@ -92,3 +93,28 @@ async def test_an_event_from_no_span_belongs_to_the_span_in_which_the_run_was_as
     assert {(event.trace_id, event.span_id) for event in events} == {
         ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
     }
+
+
+async def test_every_event_is_chained_to_the_one_before_it(scene: Scene):
+    owner = await scene.running(trace_parent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    whole = {"node": "entwürfe", "task_id": "", "call_id": new_id(), "trace_id": "a" * 32, "span_id": "b" * 16}
+    drafts = [event(EventKind.NODE_STARTED, **whole, payload={"n": "½ \\ \n"}), event(EventKind.NODE_FAILED)]
+    await scene.store.events.append(owner, drafts)
+    await scene.store.events.append(owner, drafts[:1])
+
+    links = await scene.store.events.links("acme", owner.run_id)
+
+    assert [link.seq for link in links] == [1, 2, 3, 4, 5]
+    previous = GENESIS
+    for link, read in zip(links, await scene.store.events.read("acme", owner.run_id), strict=True):
+        assert (link.kind, link.task_id, link.call_id, link.at) == (read.kind, read.task_id, read.call_id, read.at)
+        assert link.payload == canonical(read.payload)
+        assert link.hash == chained(previous, owner.run_id, link), f"event {link.seq}"
+        previous = link.hash
+    assert [link.seq for link in await scene.store.events.links("acme", owner.run_id, after=3, limit=1)] == [4]
+
+
+async def test_another_tenant_reads_no_chain(scene: Scene):
+    owner = await scene.running()
+    await scene.tenant("other")
+    assert list(await scene.store.events.links("other", owner.run_id)) == []
