@@ -22,9 +22,10 @@ from psycopg_pool import AsyncConnectionPool
 
 from holdfast.checkpoints.line import Connection as Connection
 from holdfast.checkpoints.line import Line, hanging_up_after
-from holdfast.checkpoints.migrating import APPLIED, UPGRADE, compare
+from holdfast.checkpoints.migrating import APPLIED, UPGRADE, application_name
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.reader import CheckpointReader
+from holdfast.checkpoints.schema import Phase, compare, newest
 from holdfast.checkpoints.translation import translating
 from holdfast.checkpoints.writer import CheckpointWriter
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest
@@ -137,18 +138,16 @@ class Database:
         """Refuse a database that is not fit to start with.
 
         Raises `ConfigurationError` for a login that row-level security would not hold for, a server that is too old,
-        and a schema that is older or newer than this code; `StoreUnavailable` when there is no server.
+        a schema that lacks a pre migration of this code, and one that newer code has taken something away from;
+        `StoreUnavailable` when there is no server.
         """
         with translating():
             async with await self._connect(self._dsn) as conn:
                 with self._hanging_up_on(conn):
                     _require_fit(await (await conn.execute(_SQL["describe_login"])).fetchone() or {})
-                    missing = compare(await (await conn.execute(APPLIED)).fetchall())
-        if missing:
-            raise ConfigurationError(
-                f"the database lacks {len(missing)} migration(s), from {missing[0].number} ({missing[0].name}) on; "
-                f"{UPGRADE}"
-            )
+                    pending = compare(await (await conn.execute(APPLIED)).fetchall())
+        if missing := [migration for migration in pending if migration.phase is Phase.PRE]:
+            raise ConfigurationError(f"the database lacks {len(missing)} migration(s), from {missing[0]} on; {UPGRADE}")
 
     async def listen(self) -> AsyncGenerator[str]:
         """The payloads of the notifications that there is work, and `""` after every (re)connection.
@@ -223,7 +222,7 @@ def _with_timeouts(dsn: str, terms: StoreTerms) -> str:
         dsn = make_conninfo(
             dsn,
             connect_timeout=max(2, round(terms.connect_seconds)),  # libpq's smallest is two seconds
-            application_name="holdfast",
+            application_name=application_name(newest()),
             keepalives_idle=15,
             keepalives_interval=5,
             keepalives_count=3,
@@ -268,7 +267,7 @@ def _require_fit(facts: Mapping[str, Any]) -> None:
     if facts["server_version"] < _OLDEST_SERVER:
         raise ConfigurationError("holdfast needs Postgres 16 or newer")
     if not facts["upgraded"]:
-        raise ConfigurationError(f"the database has no tables of holdfast yet; {UPGRADE}")
+        raise ConfigurationError(f"the database has no tables of this version of holdfast yet; {UPGRADE}")
     if facts["superuser"] or facts["bypasses_rls"]:
         raise ConfigurationError(f"row-level security does not hold for the login {login!r} (superuser); {use}")
     if facts["owns_the_tables"]:

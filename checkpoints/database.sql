@@ -17,7 +17,7 @@ select
                 from pg_roles engine where engine.rolname = 'holdfast_engine'), false) as is_always_engine,
     coalesce((select pg_has_role(current_user, tables.relowner, 'MEMBER')
                 from pg_class tables where tables.oid = to_regclass('runs')), false) as owns_the_tables,
-    to_regclass('holdfast_migrations') is not null as upgraded
+    to_regclass('applied_migrations') is not null as upgraded
 from pg_roles login
 where login.rolname = current_user
 

@@ -148,7 +148,7 @@ class EmbeddedServer:
                 if not row or not row["present"]:
                     conn.execute(_SQL[answer])
         make_roles(self.admin_url)
-        upgrade(self.owner_url)
+        upgrade(self.owner_url, finish=True)  # versions do not share it, so there is none to wait for
 
 
 @asynccontextmanager

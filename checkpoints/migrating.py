@@ -1,101 +1,76 @@
-"""Migrations: numbered files, applied once each, in order, and never edited after a release.
+"""Bringing a database up to the code: each migration once, in a transaction of its own, by the owner.
 
-Each one runs in a transaction of its own, by the owner. They only go forward, and each is safe while the previous
-version of the code still runs. Everything here blocks; from a loop call it through `asyncio.to_thread`.
+Everything here blocks; from a loop call it through `asyncio.to_thread`. What the phases mean is told in `schema`.
 """
 
-import hashlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.schema import Migration, Phase, compare
 from holdfast.checkpoints.translation import translating
-from holdfast.contracts.errors import ConfigurationError
+from holdfast.contracts.errors import ConfigurationError, StoreUnavailable
 
 _SQL = load_queries(__name__, "migrating.sql")
-_FILE = re.compile(r"^(\d{4})_(\w+)\.sql$")
-_OPTIONS = "-c lock_timeout=60s -c client_min_messages=warning"
+_OPTIONS = "-c lock_timeout=600s -c client_min_messages=warning"
 _CONNECT_TIMEOUT_SECONDS = 10
+_LOCK_SECONDS = 1.0
+_LOCK_TRIES = 60
+_FIRST_SCHEMA = 2
 
 UPGRADE = "run: holdfast db upgrade"
+FINISH = "once no older version runs: holdfast db upgrade --finish"
 APPLIED = _SQL["applied"]
 """What `compare` compares; for who has a connection already."""
 
 
 @dataclass(frozen=True, slots=True)
-class Migration:
-    """One step of the schema."""
+class Standing:
+    """How a database stands to this version of the code."""
 
-    number: int
-    name: str
-    sql: LiteralString
-    checksum: str
-    """SHA-256 of the file: what was applied must be what the code ships."""
+    applied: Sequence[Mapping[str, Any]]
+    """Rows: `number`, `phase`, `name`, `applied_at`; those of newer code among them."""
+    pending: Sequence[Migration]
 
 
-def migrations() -> Sequence[Migration]:
-    """The migrations that this version of the code ships, in order. Raises `ConfigurationError` for a gap."""
-    found = []
-    for file in files("holdfast.checkpoints").joinpath("migrations").iterdir():
-        if match := _FILE.match(file.name):
-            text = file.read_text(encoding="utf-8")
-            found.append(Migration(int(match[1]), match[2], text, hashlib.sha256(text.encode()).hexdigest()))
-    found.sort(key=lambda migration: migration.number)
-    if [migration.number for migration in found] != list(range(1, len(found) + 1)):
-        raise ConfigurationError(f"the migrations are not numbered 1, 2, 3 …: {[m.number for m in found]}")
-    return found
+def upgrade(owner_url: str, *, finish: bool = False) -> Sequence[Migration]:
+    """Apply what the database lacks of the pre migrations, and with `finish` of the post ones; returns those.
 
-
-def upgrade(owner_url: str) -> Sequence[Migration]:
-    """Bring the database up to this version of the code; returns what was applied now.
+    A new database gets all of them: no older version can run on it.
 
     `owner_url` logs in as the role that owns (or shall own) the tables, never the application's. Any number of these
-    may run at once. Raises `ConfigurationError` when the database was changed by other code, or when the roles are
-    missing and the owner may not make them, and `StoreUnavailable` when there is no server.
+    may run at once. Raises `ConfigurationError` when the database was changed by other code, when the roles are missing
+    and the owner may not make them, and when a post migration would pull the ground from under a connected process of
+    an older version; `StoreUnavailable` when there is no server, or a table stays locked.
     """
     with translating(), _connected(owner_url) as conn:
         conn.execute(_SQL["wait_for_our_turn"])
         _ensure_roles(conn)
         with conn.transaction():
-            conn.execute(_SQL["make_table"])
+            conn.execute(_SQL["make_list"])
             conn.execute(_SQL["let_the_app_read"])
-        missing = compare(conn.execute(_SQL["applied"]).fetchall())
-        for migration in missing:
-            _apply(conn, migration)
-        return missing
+            if _lists(conn)["first"]:
+                conn.execute(_SQL["take_over_the_first_list"])
+        applied = _applied(conn)
+        due = [each for each in compare(applied) if finish or not applied or each.phase is Phase.PRE]
+        for migration in due:
+            if migration.phase is Phase.POST:
+                _require_no_older(conn, migration)
+            _apply_patiently(conn, migration)
+        return due
 
 
-def pending(url: str) -> Sequence[Migration]:
-    """The migrations that the database lacks; `url` may be the owner's or the application's."""
+def standing(url: str) -> Standing:
+    """What was applied and what is pending; `url` may be the owner's or the application's."""
     with translating(), _connected(url) as conn:
-        present = conn.execute(_SQL["has_table"]).fetchone()
-        rows = conn.execute(_SQL["applied"]).fetchall() if present and present["present"] else []
-        return compare(rows)
-
-
-def compare(applied: Sequence[Mapping[str, Any]]) -> Sequence[Migration]:
-    """What the code has and the database lacks. Raises `ConfigurationError` when the database knows more than the
-    code, or something else under the same number."""
-    ours = {migration.number: migration for migration in migrations()}
-    for row in applied:
-        known = ours.pop(row["number"], None)
-        if known is None:
-            raise ConfigurationError(
-                f"the database has migration {row['number']} ({row['name']}), which this version of holdfast does not "
-                "know: it was upgraded by a newer one; install that version or a later one"
-            )
-        if known.checksum != row["checksum"]:
-            raise ConfigurationError(
-                f"migration {known.number} ({known.name}) was applied to this database with other contents than this "
-                "version of holdfast ships; use the version that made the database, or restore a backup"
-            )
-    return list(ours.values())
+        applied = _applied(conn)
+        return Standing(applied, compare(applied))
 
 
 def make_roles(url: str) -> None:
@@ -103,6 +78,11 @@ def make_roles(url: str) -> None:
     its login may; raises `ConfigurationError` with the statements for an administrator otherwise."""
     with translating(), _connected(url) as conn:
         _ensure_roles(conn)
+
+
+def application_name(schema: int) -> str:
+    """What a process whose code knows migrations up to `schema` calls itself when it connects."""
+    return f"holdfast schema {schema}"
 
 
 def _connected(url: str) -> psycopg.Connection[dict[str, Any]]:
@@ -116,17 +96,65 @@ def _connected(url: str) -> psycopg.Connection[dict[str, Any]]:
     )
 
 
+def _lists(conn: psycopg.Connection[dict[str, Any]]) -> Mapping[str, bool]:
+    return conn.execute(_SQL["lists_present"]).fetchone() or {}
+
+
+def _applied(conn: psycopg.Connection[dict[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    present = _lists(conn)
+    if present["ours"]:
+        return conn.execute(APPLIED).fetchall()
+    return conn.execute(_SQL["applied_by_the_first_version"]).fetchall() if present["first"] else []
+
+
 def _apply(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> None:
-    row = {"number": migration.number, "name": migration.name, "checksum": migration.checksum}
+    row = {
+        "number": migration.number,
+        "phase": migration.phase,
+        "name": migration.name,
+        "checksum": migration.checksum,
+    }
     try:
         with conn.transaction():
+            conn.execute(_SQL["be_brief"], {"lock_timeout": f"{_LOCK_SECONDS:g}s"})
             conn.execute(migration.sql)
             conn.execute(_SQL["write_down"], row)
     except psycopg.errors.DuplicateTable as error:
         raise ConfigurationError(
-            f"migration {migration.number} ({migration.name}) finds a table that is not holdfast's: "
+            f"migration {migration} finds a table that is not holdfast's: "
             f"{error.diag.message_primary}; give holdfast a database of its own"
         ) from error
+
+
+def _apply_patiently(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> None:
+    """Try again when a table is locked. Between two tries those who queued up behind us get their turn."""
+    for tried in range(1, _LOCK_TRIES + 1):
+        try:
+            return _apply(conn, migration)
+        except psycopg.errors.LockNotAvailable as error:
+            if tried == _LOCK_TRIES:
+                raise StoreUnavailable(
+                    f"migration {migration} was given up: other transactions hold locks on its tables for too long "
+                    "(pg_stat_activity names them). Nothing of it was applied; upgrade again when they are over"
+                ) from error
+            time.sleep(_LOCK_SECONDS)
+    return None
+
+
+def _require_no_older(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> None:
+    connected = conn.execute(_SQL["connected"]).fetchall()
+    older = [each for each in connected if _schema_of(each["name"]) < migration.number]
+    if older:
+        where = ", ".join(sorted({each["address"] or "this machine" for each in older}))
+        raise ConfigurationError(
+            f"processes of an older version are connected (from {where}), and the migration {migration} takes away "
+            "what they use; stop them and upgrade again. What comes before it was applied"
+        )
+
+
+def _schema_of(name: str) -> int:
+    number = name.rpartition(" ")[2]
+    return int(number) if number.isdigit() else _FIRST_SCHEMA
 
 
 def _ensure_roles(conn: psycopg.Connection[dict[str, Any]]) -> None:

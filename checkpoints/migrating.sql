@@ -2,30 +2,54 @@
 -- One upgrade of a database at a time; whoever waited finds the work done. The number is arbitrary, and ours.
 select pg_advisory_lock(7218540367213000)
 
--- name: make_table
+-- name: be_brief
+-- Wait this long for a lock: what waits for a table's lock holds up everyone who comes after it.
+select set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: make_list
 -- Where applied migrations are written down.
-create table if not exists holdfast_migrations (
-    number     integer primary key,
+create table if not exists applied_migrations (
+    number     integer not null,
+    phase      text not null,
     name       text not null,
     checksum   text not null,
-    applied_at timestamptz not null default clock_timestamp()
+    applied_at timestamptz not null default clock_timestamp(),
+    primary key (number, phase),
+    constraint a_migration_is_of_a_known_phase check (phase in ('pre', 'post'))
 )
 
 -- name: let_the_app_read
 -- The application compares the schema's version with its own when it starts.
-grant select on holdfast_migrations to holdfast_app
+grant select on applied_migrations to holdfast_app
 
--- name: has_table
--- Has this database ever been upgraded?
-select to_regclass('holdfast_migrations') is not null as present
+-- name: lists_present
+-- Has this database ever been upgraded, and has it the list of the first version?
+select to_regclass('applied_migrations') is not null as ours, to_regclass('holdfast_migrations') is not null as first
 
 -- name: applied
--- The migrations that were applied, oldest first.
-select number, name, checksum from holdfast_migrations order by number
+-- The migrations that were applied, in the order of their numbers.
+select number, phase, name, checksum, applied_at from applied_migrations order by number, phase desc
+
+-- name: applied_by_the_first_version
+-- What the first version applied, which knew no phases.
+select number, 'pre' as phase, name, checksum, applied_at from holdfast_migrations order by number
+
+-- name: take_over_the_first_list
+-- What the first version applied counts as pre. Its own list stays as it is, so that it can still start.
+insert into applied_migrations (number, phase, name, checksum, applied_at)
+select number, 'pre', name, checksum, applied_at from holdfast_migrations
+on conflict do nothing
 
 -- name: write_down
 -- This migration is applied.
-insert into holdfast_migrations (number, name, checksum) values (%(number)s, %(name)s, %(checksum)s)
+insert into applied_migrations (number, phase, name, checksum)
+values (%(number)s, %(phase)s, %(name)s, %(checksum)s)
+
+-- name: connected
+-- The processes that are connected to this database as the application, by the name that each gives of itself.
+select distinct application_name as name, client_addr::text as address
+from pg_stat_activity
+where datname = current_database() and application_name ~ '^holdfast( schema \d+)?$'
 
 -- name: roles_present
 -- Which of our roles does the server have, and may the application become the engine?

@@ -206,9 +206,18 @@ def check(as_json: Json = False) -> int:
 
 
 @db.command()
-def upgrade(as_json: Json = False) -> int:
+def upgrade(
+    finish: Annotated[bool, typer.Option("--finish", help="Also what must wait until no older version runs.")] = False,
+    as_json: Json = False,
+) -> int:
     """Bring the database up to this version; the embedded one does so by itself."""
-    return _done(commands.upgrade(_session(as_json)))
+    return _done(commands.upgrade(_session(as_json), finish=finish))
+
+
+@db.command()
+def status(as_json: Json = False) -> int:
+    """Show which migrations were applied, and which are pending."""
+    return _done(commands.status(_session(as_json)))
 
 
 def main(args: list[str] | None = None) -> int:

@@ -140,21 +140,41 @@ async def cancel(session: Session, run_id: str, *, tenant: str | None, by: str, 
     return Exit.OK
 
 
-async def upgrade(session: Session) -> Exit:
-    """Apply what the database lacks."""
+async def upgrade(session: Session, *, finish: bool) -> Exit:
+    """Apply what the database lacks: of the pre migrations, and with `finish` of the post ones."""
     settings = session.settings
     if settings.owner_database_url is None and settings.embedded:
         async with embedded_server(settings.embedded_folder):  # which upgrades itself as it starts
-            _say(session, {"applied": []}, "the embedded database is up to date; it upgrades itself")
+            _say(session, {"applied": [], "waiting": []}, "the embedded database is up to date; it upgrades itself")
         return Exit.OK
     if settings.owner_database_url is None:
         raise ConfigurationError(
             "HOLDFAST_OWNER_DATABASE_URL is not set: migrations need the login that owns the tables, never the "
             "application's"
         )
-    applied = await asyncio.to_thread(migrating.upgrade, settings.owner_database_url.get_secret_value())
-    names = [f"{migration.number:04} {migration.name}" for migration in applied]
-    _say(session, {"applied": names}, f"applied {', '.join(names)}" if names else "the database is up to date")
+    owner_url = settings.owner_database_url.get_secret_value()
+    applied = [str(each) for each in await asyncio.to_thread(migrating.upgrade, owner_url, finish=finish)]
+    waiting = [str(each) for each in (await asyncio.to_thread(migrating.standing, owner_url)).pending]
+    told = [f"applied {', '.join(applied)}" if applied else "the database is up to date"]
+    if waiting:
+        told.append(f"{', '.join(waiting)} may follow {migrating.FINISH}")
+    _say(session, {"applied": applied, "waiting": waiting}, "\n".join(told))
+    return Exit.OK
+
+
+async def status(session: Session) -> Exit:
+    """Which migrations were applied, and which are pending."""
+    settings = session.settings
+    known = settings.owner_database_url or settings.database_url
+    if known is not None:
+        standing = await asyncio.to_thread(migrating.standing, known.get_secret_value())
+    else:
+        async with embedded_server(settings.embedded_folder) as server:
+            standing = await asyncio.to_thread(migrating.standing, server.app_url)
+    if session.as_json:
+        render.json_document(session.console, documents.standing_document(standing))
+    else:
+        render.standing(session.console, standing)
     return Exit.OK
 
 

@@ -1,5 +1,6 @@
 """`holdfast doctor`: is everything in place, and what to do where it is not?"""
 
+import asyncio
 import os
 import platform
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 import holdfast
+from holdfast.checkpoints import migrating
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import HoldfastError
 from holdfast.contracts.runs import GraphVersion, RunStatus
@@ -185,10 +187,21 @@ async def _database(settings: Settings, catalog: Catalog) -> AsyncIterator[Check
     try:
         async with open_runtime(settings, serve=False) as runtime:
             yield Check("database", "ok", "reachable, its schema is of this version, row-level security holds")
+            yield await _schema(settings)
             yield await _queue(runtime, settings, catalog)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what this check has found
         found = translated(error).message
         yield Check("database", "fail", found + _pooler_hint(settings, found))
+
+
+async def _schema(settings: Settings) -> Check:
+    if settings.database_url is None:
+        return Check("schema", "ok", "the embedded database applies them as it starts")
+    standing = await asyncio.to_thread(migrating.standing, settings.database_url.get_secret_value())
+    if standing.pending:
+        waiting = ", ".join(str(each) for each in standing.pending)
+        return Check("schema", "warn", f"{waiting} may follow {migrating.FINISH}")
+    return Check("schema", "ok", "all are applied")
 
 
 def _pooler_hint(settings: Settings, said: str) -> str:

@@ -1,8 +1,9 @@
-"""Runs, calls, approvals and events as JSON documents: what `--json` prints. No inputs, no raw bytes."""
+"""Runs, calls, approvals, events and migrations as JSON documents: what `--json` prints. No inputs, no raw bytes."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from holdfast.checkpoints.migrating import Standing
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.events import Event
@@ -93,3 +94,18 @@ def event_documents(events: Sequence[Event]) -> list[Document]:
         }
         for event in events
     ]
+
+
+def standing_document(standing: Standing) -> Document:
+    """What was applied to a database, and what is pending."""
+    applied = [
+        {
+            "number": row["number"],
+            "phase": row["phase"],
+            "name": row["name"],
+            "applied_at": row["applied_at"].isoformat(),
+        }
+        for row in standing.applied
+    ]
+    pending = [{"number": each.number, "phase": each.phase, "name": each.name} for each in standing.pending]
+    return {"applied": applied, "pending": pending}

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.checkpoints.migrating import FINISH, UPGRADE, Standing
+from holdfast.checkpoints.schema import Phase
 from holdfast.contracts.approvals import Approval, ApprovalKind
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.errors import RuntimeErrorRecord
@@ -39,6 +41,18 @@ _SHOWN_FACTS = (
 def json_document(console: Console, document: Any) -> None:
     """One JSON document, and nothing else."""
     console.print(json.dumps(document, indent=2, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
+
+
+def standing(console: Console, found: Standing) -> None:
+    """A line for each migration, and how to apply those that wait."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for row in found.applied:
+        applied_at = row["applied_at"].astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+        table.add_row(f"{row['number']:04}", row["phase"], row["name"], Text(applied_at))
+    for migration in found.pending:
+        how = UPGRADE if migration.phase is Phase.PRE else FINISH
+        table.add_row(f"{migration.number:04}", migration.phase, migration.name, Text(f"pending; {how}", "yellow"))
+    console.print(table)
 
 
 def runs(console: Console, found: Sequence[Run]) -> None:

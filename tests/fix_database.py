@@ -89,7 +89,7 @@ def postgres() -> Iterator[ServerUnderTest]:
 def template(postgres: ServerUnderTest) -> Iterator[str]:
     """The name of a migrated database that nobody is connected to."""
     name = f"holdfast_template_{os.getpid()}"
-    upgrade(postgres.create(name).owner)
+    upgrade(postgres.create(name).owner, finish=True)
     yield name
     postgres.drop(name)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from fix_database import DatabaseUrls
 from projects import Project, standing_in
@@ -188,16 +189,35 @@ def test_a_new_database_is_upgraded_by_its_owner_and_only_then_used(
     assert "HOLDFAST_OWNER_DATABASE_URL is not set" in project.holdfast("db", "upgrade").complaint
     monkeypatch.setenv("HOLDFAST_OWNER_DATABASE_URL", empty_database.owner)
     monkeypatch.delenv("DATABASE_URL")  # whoever migrates needs no login of the application
+    assert "pending; run: holdfast db upgrade" in project.holdfast("db", "status").out
     assert project.holdfast("db", "upgrade").out.startswith("applied 0001 ")
+    assert project.holdfast("db", "status", "--json").json["pending"] == []
     monkeypatch.setenv("DATABASE_URL", empty_database.app)
     assert project.holdfast("db", "upgrade").out == "the database is up to date\n"
     assert project.holdfast("runs").out == "no runs\n"
 
 
+def test_what_must_wait_for_the_older_version_is_named_until_it_is_applied(
+    project: Project, database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(database_urls.owner) as conn:
+        conn.execute("delete from applied_migrations where phase = 'post'")
+    monkeypatch.setenv("DATABASE_URL", database_urls.app)
+    monkeypatch.setenv("HOLDFAST_OWNER_DATABASE_URL", database_urls.owner)
+    told = "0003 first_list (post) may follow once no older version runs: holdfast db upgrade --finish"
+    assert told in " ".join(project.holdfast("db", "upgrade").out.split())
+    assert re.search(r"warn +schema +0003 first_list", project.holdfast("doctor").out)
+    assert project.holdfast("db", "upgrade", "--finish").out.startswith("applied 0003 first_list (post)")
+    assert project.holdfast("db", "upgrade", "--finish").out == "the database is up to date\n"
+
+
 def test_the_doctor_finds_a_sound_project_sound(project: Project) -> None:
     answer = project.holdfast("doctor", "--json")
     assert {check["what"]: check["status"] for check in answer.json} == dict.fromkeys(
-        ["packages", "layout", "settings", "policies", "models", "embedded", "graphs", "graph", "database", "queue"],
+        (
+            *("packages", "layout", "settings", "policies", "models", "embedded"),
+            *("graphs", "graph", "database", "schema", "queue"),
+        ),
         "ok",
     )
     assert (answer.code, answer.err) == (0, "")

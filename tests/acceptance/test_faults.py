@@ -202,7 +202,7 @@ async def test_runs_go_on_when_every_connection_is_broken(office: Office):
         await asyncio.wait_for(begun.wait(), IN_TIME)
         await office.alter(
             "select pg_terminate_backend(pid) from pg_stat_activity "
-            "where datname = current_database() and application_name = 'holdfast' and pid <> pg_backend_pid()"
+            "where datname = current_database() and application_name ~ '^holdfast schema' and pid <> pg_backend_pid()"
         )
         may_go_on.set()
         result = await run.result(IN_TIME)

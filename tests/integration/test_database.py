@@ -128,15 +128,28 @@ async def test_database_without_tables_is_told_to_upgrade(empty_database: Databa
 
 
 async def test_older_database_is_told_to_upgrade(database_urls: DatabaseUrls) -> None:
-    execute(database_urls.owner, "delete from holdfast_migrations where number > 1")
+    execute(database_urls.owner, "delete from applied_migrations where number = 2")
     with pytest.raises(ConfigurationError, match=r"lacks \d+ migration.*run: holdfast db upgrade"):
         await Database(database_urls.app).verify()
 
 
-async def test_newer_database_is_refused(database_urls: DatabaseUrls) -> None:
-    execute(database_urls.owner, "insert into holdfast_migrations (number, name, checksum) values (99, 'later', 'x')")
-    with pytest.raises(ConfigurationError, match="newer"):
+LATER = "insert into applied_migrations (number, phase, name, checksum) values (99, '{}', 'later', 'x')"
+
+
+async def test_database_that_newer_code_has_added_to_is_fit(database_urls: DatabaseUrls) -> None:
+    execute(database_urls.owner, LATER.format("pre"))
+    await Database(database_urls.app).verify()
+
+
+async def test_database_that_newer_code_has_taken_from_is_refused(database_urls: DatabaseUrls) -> None:
+    execute(database_urls.owner, LATER.format("post"))
+    with pytest.raises(ConfigurationError, match=r"post migration 0099 later.*newer"):
         await Database(database_urls.app).verify()
+
+
+async def test_post_migration_of_this_code_may_be_missing(database_urls: DatabaseUrls) -> None:
+    execute(database_urls.owner, "delete from applied_migrations where phase = 'post'")
+    await Database(database_urls.app).verify()
 
 
 async def test_address_that_cannot_be_read_is_refused_without_repeating_it() -> None:

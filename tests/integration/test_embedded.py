@@ -15,7 +15,7 @@ import pytest
 
 from holdfast.checkpoints.cluster import wheel_binaries
 from holdfast.checkpoints.embedded import EmbeddedServer, embedded_server
-from holdfast.checkpoints.migrating import pending
+from holdfast.checkpoints.migrating import standing
 from holdfast.contracts.errors import ConfigurationError
 
 ROOT = os.geteuid() == 0
@@ -113,7 +113,7 @@ def test_data_is_kept_under_any_path(place: Path) -> None:
     server.stop()
     again = started(folder)
     assert notes(again) == ["kept"]
-    assert pending(again.app_url) == []
+    assert standing(again.app_url).pending == []
     again.stop()
 
 

@@ -1,14 +1,19 @@
 """The schema: brought up once, by whoever comes first, and never by code that does not know it."""
 
+import asyncio
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 
 import psycopg
 import pytest
 from fix_database import DatabaseUrls, ServerUnderTest
 
+from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import EmbeddedServer
-from holdfast.checkpoints.migrating import migrations, pending, upgrade
+from holdfast.checkpoints.migrating import standing, upgrade
+from holdfast.checkpoints.schema import Phase, migrations
 from holdfast.contracts.errors import ConfigurationError, StoreUnavailable
 
 
@@ -18,39 +23,102 @@ def execute(url: str, statement: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def test_upgrade_applies_what_is_pending_and_then_nothing(empty_database: DatabaseUrls) -> None:
-    assert pending(empty_database.owner) == migrations()
-    assert upgrade(empty_database.owner) == migrations()
-    assert pending(empty_database.owner) == []
-    assert pending(empty_database.app) == []
-    assert upgrade(empty_database.owner) == []
+PRE, POST = ([each for each in migrations() if each.phase is phase] for phase in Phase)
+
+
+def test_new_database_gets_everything_at_once(empty_database: DatabaseUrls) -> None:
+    assert standing(empty_database.owner).pending == migrations() == PRE + POST
+    assert upgrade(empty_database.owner) == PRE + POST
+    assert standing(empty_database.app).pending == upgrade(empty_database.owner, finish=True) == []
 
 
 def test_ten_upgrades_at_once_apply_each_migration_once(empty_database: DatabaseUrls) -> None:
     with ThreadPoolExecutor(10) as pool:
         applied = list(pool.map(lambda _: upgrade(empty_database.owner), range(10)))
     assert sorted(len(each) for each in applied) == [0] * 9 + [len(migrations())]
-    rows = execute(empty_database.owner, "select number from holdfast_migrations order by 1")
-    assert rows == [(migration.number,) for migration in migrations()]
+    assert len(standing(empty_database.owner).applied) == len(migrations())
+
+
+@pytest.fixture
+def first_database(empty_database: DatabaseUrls) -> DatabaseUrls:
+    """A database as the first version left it: two migrations, in a list that knew no phases."""
+    with psycopg.connect(empty_database.owner, autocommit=True) as conn:
+        conn.execute("create table holdfast_migrations (number integer primary key, name text, checksum text)")
+        conn.execute("alter table holdfast_migrations add applied_at timestamptz not null default clock_timestamp()")
+        conn.execute("grant select on holdfast_migrations to holdfast_app")
+        for each in PRE[:2]:
+            conn.execute(each.sql)
+            row = [each.number, each.name, each.checksum]
+            conn.execute("insert into holdfast_migrations (number, name, checksum) values (%s, %s, %s)", row)
+    return empty_database
+
+
+def test_upgrade_applies_what_the_new_code_needs_and_finish_the_rest(first_database: DatabaseUrls) -> None:
+    assert standing(first_database.app).pending == PRE[2:] + POST
+    assert upgrade(first_database.owner) == PRE[2:]
+    assert standing(first_database.owner).pending == standing(first_database.app).pending == POST
+    assert upgrade(first_database.owner) == []
+    assert upgrade(first_database.owner, finish=True) == POST
+    assert standing(first_database.app).pending == upgrade(first_database.owner, finish=True) == []
+
+
+def test_first_versions_list_is_kept_until_nobody_reads_it(first_database: DatabaseUrls) -> None:
+    upgrade(first_database.owner)
+    assert execute(first_database.app, "select number from holdfast_migrations") == [(1,), (2,)]
+    upgrade(first_database.owner, finish=True)
+    assert execute(first_database.app, "select to_regclass('holdfast_migrations')") == [(None,)]
+
+
+@pytest.mark.parametrize(("name", "admitted"), [("holdfast", False), ("holdfast schema 2", False), ("psql", True)])
+def test_nothing_is_taken_away_from_an_older_process(first_database: DatabaseUrls, name: str, admitted: bool) -> None:
+    upgrade(first_database.owner)
+    with psycopg.connect(first_database.app, application_name=name) as older:
+        if not admitted:
+            with pytest.raises(ConfigurationError, match=r"older version are connected.*0003 first_list \(post\)"):
+                upgrade(first_database.owner, finish=True)
+            assert standing(first_database.owner).pending == POST
+            older.close()
+        assert upgrade(first_database.owner, finish=True) == POST
+
+
+async def test_process_of_this_version_does_not_hold_up_the_finish(first_database: DatabaseUrls) -> None:
+    upgrade(first_database.owner)
+    async with Database(first_database.app):
+        assert await asyncio.to_thread(lambda: upgrade(first_database.owner, finish=True)) == POST
 
 
 def test_migration_that_was_applied_with_other_contents_is_refused(database_urls: DatabaseUrls) -> None:
-    execute(database_urls.owner, "update holdfast_migrations set checksum = 'other' where number = 1")
-    with pytest.raises(ConfigurationError, match=r"migration 1 \(house\) was applied .* with other contents"):
+    execute(database_urls.owner, "update applied_migrations set checksum = 'other' where number = 1")
+    with pytest.raises(ConfigurationError, match=r"migration 0001 house \(pre\) was applied .* with other contents"):
         upgrade(database_urls.owner)
     with pytest.raises(ConfigurationError, match="other contents"):
-        pending(database_urls.app)
+        standing(database_urls.app)
 
 
-def test_database_of_a_newer_version_is_refused(database_urls: DatabaseUrls) -> None:
-    execute(database_urls.owner, "insert into holdfast_migrations (number, name, checksum) values (99, 'later', 'x')")
-    with pytest.raises(ConfigurationError, match=r"migration 99 \(later\).*newer"):
-        upgrade(database_urls.owner)
+@pytest.mark.parametrize("phase", Phase)
+def test_older_upgrade_leaves_a_newer_database_as_it_is(database_urls: DatabaseUrls, phase: Phase) -> None:
+    later = f"insert into applied_migrations (number, phase, name, checksum) values (99, '{phase}', 'later', 'x')"
+    execute(database_urls.owner, later)
+    if phase is Phase.PRE:
+        assert upgrade(database_urls.owner, finish=True) == []
+    else:
+        with pytest.raises(ConfigurationError, match=r"post migration 0099 later.*newer"):
+            upgrade(database_urls.owner)
+
+
+def test_files_that_were_released_are_what_they_were() -> None:
+    released = {
+        "0001_house.sql": "5a9d4f76ec55a25ba4e4b00652e9cd391a892b691d4ce196e6dddee70d0fa66a",
+        "0002_langgraph.sql": "f343901229a8754776133925ed3f38b7d654c89698295abf2382ad7cc8e2454a",
+    }
+    folder = files("holdfast.checkpoints") / "migrations"
+    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in released}
+    assert found == released
 
 
 def test_migration_that_fails_leaves_nothing_behind(empty_database: DatabaseUrls) -> None:
     upgrade(empty_database.owner)
-    execute(empty_database.owner, "delete from holdfast_migrations where number = 2")
+    execute(empty_database.owner, "delete from applied_migrations where number = 2")
     execute(empty_database.owner, "drop table checkpoint_writes, checkpoint_blobs, checkpoint_migrations")
     with pytest.raises(ConfigurationError, match="a database of its own"):  # there are tables called checkpoints
         upgrade(empty_database.owner)

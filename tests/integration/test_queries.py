@@ -21,6 +21,9 @@ QUERIES = [
 PLANNED = ("select", "insert", "update", "delete", "with")
 RUN_AT_EVERY_START = ("create role", "create table", "create database", "grant", "listen")
 """Statements without a plan. Each is run whenever a server is made, upgraded or listened to."""
+THE_FIRST_VERSIONS_LIST = """
+create table holdfast_migrations (number integer primary key, name text, checksum text, applied_at timestamptz)"""
+"""Read where it is still there, and gone from a database that is finished."""
 
 
 def statement(query: str) -> str:
@@ -36,6 +39,8 @@ def numbered(query: str) -> str:
 def logins(postgres: ServerUnderTest, template: str) -> Iterator[list[psycopg.Connection]]:
     name = f"holdfast_explained_{os.getpid()}"
     urls = postgres.create(name, template=template)
+    with psycopg.connect(urls.owner, autocommit=True) as conn:
+        conn.execute(THE_FIRST_VERSIONS_LIST)
     options = ["", "-c role=holdfast_engine", "", ""]
     addresses = [urls.app, urls.app, urls.owner, urls.admin]
     opened = [
