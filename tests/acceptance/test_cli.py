@@ -201,7 +201,7 @@ def test_what_must_wait_for_the_older_version_is_named_until_it_is_applied(
     project: Project, database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with psycopg.connect(database_urls.owner) as conn:
-        conn.execute("delete from applied_migrations where phase = 'post'")
+        conn.execute("delete from applied_migrations where name = 'first_list'")
     monkeypatch.setenv("DATABASE_URL", database_urls.app)
     monkeypatch.setenv("HOLDFAST_OWNER_DATABASE_URL", database_urls.owner)
     told = "0003 first_list (post) may follow once no older version runs: holdfast db upgrade --finish"

@@ -50,7 +50,7 @@ alter table events force row level security;
 alter table run_heads force row level security;
 alter table events alter column hash set not null;
 
--- The version of the code before this one writes events without a hash, its head moved already.
+-- The version of the code before this one writes events without a hash, its head moved already. Taken away by the post.
 create function chain_event() returns trigger language plpgsql as $$
 begin
     update run_heads
