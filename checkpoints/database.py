@@ -29,6 +29,7 @@ from holdfast.checkpoints.schema import Phase, compare, newest
 from holdfast.checkpoints.translation import translating
 from holdfast.checkpoints.writer import CheckpointWriter
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest
+from holdfast.contracts.ids import RunId
 
 _SQL = load_queries(__name__, "database.sql")
 _OLDEST_SERVER = 160_000
@@ -74,6 +75,19 @@ class StoreTerms:
             raise ConfigurationError("store timeouts must be above 0 seconds")
 
 
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What was notified: that there is work, or that someone wants a run to stop."""
+
+    stop: RunId | None = None
+
+    @classmethod
+    def of(cls, payload: str) -> "Hint":
+        """What a payload says. One that says nothing we know means that there is work."""
+        word, _, run_id = payload.partition(" ")
+        return cls(stop=RunId(run_id) if word == "stop" and run_id else None)
+
+
 class Database:
     """One database, as the application's login. Open it in the loop that uses it."""
 
@@ -81,7 +95,8 @@ class Database:
         self._terms = terms
         self._dsn = _with_timeouts(dsn, terms)
         self._app = self._pool("app", self._dsn, sizes.app)
-        self._engine = self._pool("engine", _with_option(self._dsn, "role", "holdfast_engine"), sizes.engine)
+        self._engine_dsn = _with_option(self._dsn, "role", "holdfast_engine")
+        self._engine = self._pool("engine", self._engine_dsn, sizes.engine)
         planned_once = _with_option(self._dsn, "plan_cache_mode", "force_generic_plan")
         self.reader = CheckpointReader(self._line(planned_once))
         """The latest checkpoints, read together."""
@@ -134,6 +149,16 @@ class Database:
         async with self._transaction(self._engine) as conn:
             yield conn
 
+    def line_apart(self, name: str, *, within_seconds: float) -> Line:
+        """A connection of the engine's for one purpose alone, in whatever loop uses it first. A statement on it is
+        over, one way or the other, within so many seconds, the making of the connection included. `name` is what is
+        added to its `application_name`.
+        """
+        dsn = make_conninfo(self._engine_dsn, application_name=f"{application_name(newest())} {name}")
+        for option in ("statement_timeout", "lock_timeout"):
+            dsn = _with_option(dsn, option, f"{within_seconds:g}s")
+        return Line(lambda: self._connect(dsn), patience_seconds=within_seconds)
+
     async def verify(self) -> None:
         """Refuse a database that is not fit to start with.
 
@@ -149,8 +174,8 @@ class Database:
         if missing := [migration for migration in pending if migration.phase is Phase.PRE]:
             raise ConfigurationError(f"the database lacks {len(missing)} migration(s), from {missing[0]} on; {UPGRADE}")
 
-    async def listen(self) -> AsyncGenerator[str]:
-        """The payloads of the notifications that there is work, and `""` after every (re)connection.
+    async def listen(self) -> AsyncGenerator[Hint]:
+        """What is notified; and after every (re)connection, that there may be work.
 
         A hint, never the truth: what was notified while the connection was lost is not repeated, so whoever listens
         polls as well. Never ends by itself; close it with `contextlib.aclosing`.
@@ -160,10 +185,10 @@ class Database:
                 async with await self._connect(self._dsn) as conn:
                     with self._hanging_up_on(conn):
                         await conn.execute(_SQL["listen_for_runs"])
-                    yield ""
+                    yield Hint()
                     while True:
                         async for notice in conn.notifies(timeout=_LISTEN_CHECK_SECONDS):
-                            yield notice.payload
+                            yield Hint.of(notice.payload)
                         with self._hanging_up_on(conn):
                             await conn.execute(_SQL["still_there"])
             except psycopg.OperationalError:

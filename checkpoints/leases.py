@@ -10,8 +10,8 @@ from holdfast.checkpoints.runs import load_runs
 from holdfast.contracts.errors import Conflict
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
-from holdfast.contracts.ports import Ids, Renewal
-from holdfast.contracts.runs import GraphVersion, Owner, RunClaim
+from holdfast.contracts.ports import Ids
+from holdfast.contracts.runs import GraphVersion, RunClaim
 
 _SQL = load_queries(__name__, "leases.sql")
 
@@ -47,21 +47,10 @@ class PostgresLeases:
             return ()
         return await self._hydrate(worker_id, claimed)
 
-    async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:
-        if not owners:
-            return {}
-        asked = {
-            "worker_id": worker_id,
-            "run_ids": [owner.run_id for owner in owners],
-            "epochs": [owner.epoch for owner in owners],
-            "ttl_seconds": ttl_seconds,
-        }
+    async def seconds_to_next_expiry(self) -> float | None:
         async with self._database.engine() as conn:
-            found = await conn.execute(_SQL["renew_leases"], asked)
-            return {
-                RunId(row["run_id"]): Renewal(held=row["held"], cancel_requested=row["cancel_requested"])
-                for row in await found.fetchall()
-            }
+            row = await (await conn.execute(_SQL["next_expiry"])).fetchone()
+        return None if row is None else row["seconds"]
 
     async def _claim(self, wanted: Mapping[str, Any]) -> Mapping[RunId, dict[str, Any]]:
         async with self._database.engine() as conn:

@@ -85,15 +85,24 @@ class Line:
     async def _try(
         self, query: LiteralString, parameters: Mapping[str, Any], tenants: Set[str], seconds: float
     ) -> list[DictRow]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         if self._conn is None or self._conn.closed:
             self._conn = None
-            self._conn = await self._connect()
+            self._conn = await self._connected(seconds)
             self._tenants = frozenset()
             register_arrays(self._conn)
-        with hanging_up_after(self._conn, seconds):
+        with hanging_up_after(self._conn, deadline - loop.time()):
             await self._work_for(self._conn, tenants)
             found = await self._conn.execute(query, parameters, prepare=True, binary=True)
             return await found.fetchall()
+
+    async def _connected(self, seconds: float) -> Connection:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._connect()
+        except TimeoutError as error:
+            raise psycopg.OperationalError(f"no connection within {seconds:.1f} s") from error
 
     async def _work_for(self, conn: Connection, tenants: Set[str]) -> None:
         if tenants <= self._tenants:

@@ -40,11 +40,13 @@ select status, epoch, attempt, thread_id, cancel_requested
    for no key update
 
 -- name: ask_to_stop
--- Note who wants a run to stop, and why; the first who asks is remembered.
-update runs
-   set cancel_requested = %(cancel)s
- where run_id = %(run_id)s and cancel_requested is null
-returning run_id
+-- Note who wants a run to stop, and why; the first who asks is remembered. Whoever works on it is told to look.
+with asked as (
+    update runs
+       set cancel_requested = %(cancel)s
+     where run_id = %(run_id)s and cancel_requested is null
+ returning run_id, status)
+select pg_notify('holdfast_runs', case status when 'running' then 'stop ' || run_id else '' end) from asked
 
 -- name: reattach_run
 -- Let an attached run that rests go on in its host, its clock running again.

@@ -3,6 +3,7 @@
 from holdfast.checkpoints.approvals import PostgresApprovals
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.events import PostgresEvents
+from holdfast.checkpoints.heartbeat import PostgresHeartbeat
 from holdfast.checkpoints.journal import PostgresJournal
 from holdfast.checkpoints.leases import PostgresLeases
 from holdfast.checkpoints.ledger import PostgresLedger
@@ -15,6 +16,7 @@ class PostgresStore:
     """`contracts.ports.Store` on Postgres. The database is opened and closed by whoever gave it."""
 
     def __init__(self, database: Database, ids: Ids) -> None:
+        self._database = database
         self.runs = PostgresRuns(database, ids)
         self.leases = PostgresLeases(database, ids)
         self.journal = PostgresJournal(database, ids)
@@ -22,3 +24,6 @@ class PostgresStore:
         self.events = PostgresEvents(database, ids)
         self.approvals = PostgresApprovals(database, ids)
         self.tenants = PostgresTenants(database, ids)
+
+    def heartbeat(self, *, within_seconds: float) -> PostgresHeartbeat:
+        return PostgresHeartbeat(self._database.line_apart("heartbeat", within_seconds=within_seconds))

@@ -138,8 +138,25 @@ class Leases(Protocol):
         is claimed too: its worker ends it."""
         ...
 
+    async def seconds_to_next_expiry(self) -> float | None:
+        """Until the first lease runs out that is good now, whoever holds it, unless it is prolonged; None: there is
+        none. Somebody who has nothing to do looks again then, and takes over what nobody has prolonged."""
+        ...
+
+
+class Heartbeat(Protocol):
+    """Prolongs leases over a connection that nothing else waits for. For one loop, and one call at a time."""
+
     async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:
-        """Prolong leases that are still ours and still running."""
+        """Prolong leases that are still ours, have not run out and are of running runs.
+
+        Raises `StoreUnavailable` when there is no answer within the seconds that it was made for: a database that has
+        gone deaf must not hold the next beat.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give the connection back."""
         ...
 
 
@@ -282,6 +299,10 @@ class Tenants(Protocol):
 
 class Store(Protocol):
     """All ports of one database."""
+
+    def heartbeat(self, *, within_seconds: float) -> Heartbeat:
+        """A heartbeat that is answered, or fails, within so many seconds."""
+        ...
 
     @property
     def runs(self) -> Runs: ...

@@ -1,16 +1,15 @@
-"""A worker's holds on its runs: the local end of each lease, and the heartbeat that prolongs them."""
+"""A worker's hold on a run, and its local end: when the worker must have let go, by its own clock."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import threading
+from dataclasses import dataclass
 
-from holdfast.contracts.errors import StoreUnavailable
-from holdfast.contracts.ids import RunId
-from holdfast.contracts.marks import Mark, reach
-from holdfast.contracts.ports import Leases, Renewal
-from holdfast.contracts.runs import GraphVersion, Owner, RunClaim
+from holdfast.contracts.runs import Owner, RunClaim
 from holdfast.runtime.clock import boot_seconds
 
 _MARGIN_SECONDS = 3.0
+_LONGEST_TICK_SECONDS = 0.5
+_ENDED = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,92 +26,71 @@ class LeaseTerms:
         return min(_MARGIN_SECONDS, self.ttl_seconds / 5)
 
     @property
+    def usable_seconds(self) -> float:
+        """For so long after it was asked for, a lease holds by the worker's own clock."""
+        return self.ttl_seconds - self.margin_seconds
+
+    @property
     def beat_seconds(self) -> float:
-        """Seconds between heartbeats."""
+        """Seconds between heartbeats, and the longest that one may take: an answer that comes later is given up."""
         return self.ttl_seconds / 5
 
+    @property
+    def tick_seconds(self) -> float:
+        """The event loop says so often that it lives, and looks so often for holds that have ended."""
+        return min(_LONGEST_TICK_SECONDS, self.ttl_seconds / 20)
 
-@dataclass(slots=True, eq=False)
+    @property
+    def stall_seconds(self) -> float:
+        """When the event loop has not ticked for as long as a lease, its leases are not prolonged any more. A worker
+        that is stuck so loses its runs, deliberately, within two leases' time, and another one goes on with them."""
+        return self.ttl_seconds
+
+
 class Hold:
-    """One claim, with its own idea of when it ends. Once it has ended it stays ended."""
+    """One claim, with its own idea of when it ends. Once it has ended it stays ended.
 
-    claim: RunClaim
-    ends_at: float
-    """On the boot clock: send time + TTL - margin."""
-    cancel_requested: bool = False
-    _ended: bool = field(default=False, init=False)
+    It is asked by the event loop and by nodes' threads, and prolonged by the heartbeat's: all of it is one number,
+    under one lock.
+    """
+
+    __slots__ = ("_ends_at", "_lock", "cancel_requested", "claim")
+
+    def __init__(self, claim: RunClaim, ends_at: float) -> None:
+        self.claim = claim
+        self.cancel_requested = claim.run.cancel_requested
+        self._ends_at = ends_at
+        self._lock = threading.Lock()
 
     @property
     def owner(self) -> Owner:
         """What the fence compares."""
         return self.claim.owner
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, as far as anybody has noticed."""
+        return self._ends_at == _ENDED
+
     def still_ours(self) -> bool:
         """Whether the lease holds, by our own clock. Latched: a paused process does not come back to life."""
-        if not self._ended and boot_seconds() >= self.ends_at:
-            self._ended = True
-        return not self._ended
+        return self.seconds_left() > 0
+
+    def seconds_left(self) -> float:
+        """Until it ends by our own clock, unless it is prolonged; 0 once it has ended, for good."""
+        with self._lock:
+            left = self._ends_at - boot_seconds()
+            if left <= 0:
+                self._ends_at = _ENDED
+            return max(0.0, left)
+
+    def prolong(self, ends_at: float) -> None:
+        """Let it end later, on the boot clock. Whoever was told that it has ended must not see it come back."""
+        with self._lock:
+            if not self.ended:
+                self._ends_at = max(self._ends_at, ends_at)
 
     def end(self) -> None:
         """Let go for good."""
-        self._ended = True
-
-
-class Holds:
-    """All runs that a worker holds."""
-
-    def __init__(self, leases: Leases, worker_id: str, terms: LeaseTerms) -> None:
-        self._leases = leases
-        self._worker_id = worker_id
-        self._terms = terms
-        self._holds: dict[RunId, Hold] = {}
-
-    async def claim(self, *, graphs: Sequence[GraphVersion], slots: int) -> list[Hold]:
-        """Claim up to `slots` runs of these graphs."""
-        sent = boot_seconds()
-        claims = await self._leases.claim(
-            self._worker_id, tenants=None, graphs=graphs, slots=slots, ttl_seconds=self._terms.ttl_seconds
-        )
-        await reach(Mark.RUN_CLAIMED)
-        holds = [Hold(claim, self._end(sent), cancel_requested=claim.run.cancel_requested) for claim in claims]
-        self._holds.update({hold.claim.run_id: hold for hold in holds})
-        if boot_seconds() - sent > self._terms.beat_seconds:
-            await self._renew(holds)  # the answer was long in coming: by our clock there is little left, or nothing
-        return holds
-
-    def drop(self, hold: Hold) -> None:
-        """Forget a hold whose attempt is over."""
-        hold.end()
-        if self._holds.get(hold.claim.run_id) is hold:
-            del self._holds[hold.claim.run_id]
-
-    async def beat(self) -> list[Hold]:
-        """Prolong every hold; returns those that are lost, or whose run has been asked to stop."""
-        await self._renew([hold for hold in self._holds.values() if hold.still_ours()])
-        return [hold for hold in self._holds.values() if not hold.still_ours() or hold.cancel_requested]
-
-    async def _renew(self, holds: Sequence[Hold]) -> None:
-        await reach(Mark.LEASE_RENEWING)
-        sent = boot_seconds()
-        try:
-            answers = await self._leases.renew(
-                self._worker_id, [hold.owner for hold in holds], ttl_seconds=self._terms.ttl_seconds
-            )
-        except StoreUnavailable:
-            answers = {}  # nobody answered: each hold ends by its own clock unless a later beat gets through
-        await reach(Mark.LEASE_RENEWED)
-        for hold in holds:
-            self._note(hold, answers, self._end(sent))
-
-    def _note(self, hold: Hold, answers: Mapping[RunId, Renewal], ends_at: float) -> None:
-        answer = answers.get(hold.claim.run_id)
-        if answer is None:
-            return
-        hold.cancel_requested = hold.cancel_requested or answer.cancel_requested
-        if answer.held:
-            hold.ends_at = ends_at
-        else:
-            hold.end()
-
-    def _end(self, sent: float) -> float:
-        return sent + self._terms.ttl_seconds - self._terms.margin_seconds
+        with self._lock:
+            self._ends_at = _ENDED

@@ -1,22 +1,30 @@
-"""Claims runs and executes them side by side, keeps their leases alive, and lets go in order."""
+"""Claims runs and executes them side by side, stops those it has lost, and lets go in order.
+
+The leases themselves are kept by the heart, in a thread; this loop only tells it that it lives.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from langgraph.runtime import RunControl
 
 from holdfast.contracts.classification import translated
+from holdfast.contracts.ids import RunId
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Approvals
 from holdfast.contracts.tenancy import Principal
 from holdfast.runtime.coordinator import Coordinator
-from holdfast.runtime.leases import Hold, Holds, LeaseTerms
+from holdfast.runtime.holds import Holds
+from holdfast.runtime.leases import Hold, LeaseTerms
 from holdfast.runtime.registry import Registry
 from holdfast.runtime.wake import Wake
 from holdfast.telemetry.logs import logger
 
 log = logger(__name__)
+
+_JUST_AFTER_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +78,13 @@ class Worker:
         self._terms = terms
         self._jobs: set[_Job] = set()
         self._stopping = asyncio.Event()
+        self._news = asyncio.Event()
+
+    def asked_to_stop(self, run_id: RunId) -> None:
+        """A hint that someone wants a run to stop. Where it is held here, the heartbeat is asked at once whether that
+        is so; without the hint it would hear of it with its next beat."""
+        if self._holds.has(run_id):
+            self._holds.heart.hurry()
 
     def stop(self) -> None:
         """Take nothing new, let runs reach their next boundary, and then end."""
@@ -77,17 +92,18 @@ class Worker:
         self._wake.ring()
 
     async def work(self) -> None:
-        """Claim and execute until stopped. Leases are kept alive until the last run has been let go."""
+        """Claim and execute until stopped. The heart beats until the last run has been let go."""
         async with asyncio.TaskGroup() as keepers:
-            beating = keepers.create_task(self._every(self._terms.lease.beat_seconds, self._beat))
+            beating = keepers.create_task(self._holds.heart.live(news=self._news.set))
+            watching = keepers.create_task(self._watch())
             expiring = keepers.create_task(self._every(self._terms.expiry_seconds, self._expire))
             async with asyncio.TaskGroup() as attempts:
                 try:
                     await self._claim_until_stopped(attempts)
                 finally:
                     await self._drain()
-            beating.cancel()
-            expiring.cancel()
+            for keeper in (watching, expiring, beating):
+                keeper.cancel()
 
     async def _claim_until_stopped(self, attempts: asyncio.TaskGroup) -> None:
         while not self._stopping.is_set():
@@ -101,7 +117,16 @@ class Worker:
             for hold in holds:
                 self._start(attempts, hold)
             if not holds:
-                await self._wake.heard(bell)
+                await self._wake.heard(bell, at_most_seconds=await self._foreseen() if free > 0 else None)
+
+    async def _foreseen(self) -> float | None:
+        """Seconds until a run may be there whose worker was lost: nothing rings when a lease runs out."""
+        try:
+            seconds = await self._holds.seconds_to_next_expiry()
+        except Exception as error:  # noqa: BLE001  # then it is found by polling
+            log.warning("expiry_not_foreseen", reason=translated(error).message)
+            return None
+        return None if seconds is None else seconds + _JUST_AFTER_SECONDS
 
     def _start(self, attempts: asyncio.TaskGroup, hold: Hold) -> None:
         control = RunControl()
@@ -120,11 +145,17 @@ class Worker:
         self._holds.drop(job.hold)
         self._wake.ring()
 
-    async def _beat(self) -> None:
-        for hold in await self._holds.beat():
+    async def _watch(self) -> None:
+        """Say that this loop lives, and stop what is lost or not wanted any more."""
+        while True:
+            self._news.clear()
+            self._holds.heart.tick()
             for job in self._jobs:
-                if job.hold is hold:
+                if job.hold.cancel_requested or not job.hold.still_ours():
                     job.stop()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._terms.lease.tick_seconds):
+                    await self._news.wait()
 
     async def _expire(self) -> None:
         if await self._approvals.expire(principal=self._principal):
@@ -135,7 +166,7 @@ class Worker:
             await asyncio.sleep(seconds)
             try:
                 await act()
-            except Exception as error:  # noqa: BLE001  # without heartbeats every run would be lost
+            except Exception as error:  # noqa: BLE001  # the next time it may be done
                 log.warning("housekeeping_failed", what=getattr(act, "__name__", "?"), reason=translated(error).message)
 
     async def _drain(self) -> None:

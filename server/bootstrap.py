@@ -35,7 +35,9 @@ from holdfast.runtime.clock import SystemClock
 from holdfast.runtime.coordinator import Coordinator
 from holdfast.runtime.directory import Directory
 from holdfast.runtime.entropy import SystemDice, SystemIds
-from holdfast.runtime.leases import Holds, LeaseTerms
+from holdfast.runtime.heart import Heart
+from holdfast.runtime.holds import Holds
+from holdfast.runtime.leases import LeaseTerms
 from holdfast.runtime.registry import Graph, Registry
 from holdfast.runtime.runtime import Runtime
 from holdfast.runtime.sessions import Doors, Gate, SaverFor
@@ -82,9 +84,9 @@ async def open_runtime(
         host = _attachments(settings, doors)
         register_host(host)
         stack.callback(unregister_host, host)
-        await stack.enter_async_context(_beside(_listen(database, wake), "holdfast listener"))
-        if serve:
-            own = _worker(settings, doors, registry, wake, database)
+        own = _worker(settings, doors, registry, wake, database) if serve else None
+        await stack.enter_async_context(_beside(_listen(database, wake, own), "holdfast listener"))
+        if own is not None:
             await stack.enter_async_context(
                 _beside(own.work(), "holdfast worker", stop=own.stop, lost=runtime.lost_worker)
             )
@@ -166,12 +168,13 @@ def _runtime(settings: Settings, doors: Doors, registry: Registry, wake: Wake, d
 def _worker(settings: Settings, doors: Doors, registry: Registry, wake: Wake, database: Database) -> Worker:
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{doors.ids.new()[-8:]}"
     lease = LeaseTerms(ttl_seconds=settings.worker.lease_ttl_seconds)
+    heart = Heart(doors.store.heartbeat(within_seconds=lease.beat_seconds), worker_id, lease)
     return Worker(
         worker_id,
         coordinator=Coordinator(
             doors=doors, registry=registry, saver_for=_saver_for(database), assert_governed=assert_governed
         ),
-        holds=Holds(doors.store.leases, worker_id, lease),
+        holds=Holds(doors.store.leases, heart, worker_id, lease),
         registry=registry,
         approvals=doors.store.approvals,
         wake=wake,
@@ -221,9 +224,11 @@ def _policy_text(path: Path) -> str:
         raise ConfigurationError(f"the policy file {path} cannot be read: {error}") from error
 
 
-async def _listen(database: Database, wake: Wake) -> None:
-    async with aclosing(database.listen()) as notes:
-        async for _ in notes:
+async def _listen(database: Database, wake: Wake, worker: Worker | None) -> None:
+    async with aclosing(database.listen()) as hints:
+        async for hint in hints:
+            if hint.stop is not None and worker is not None:
+                worker.asked_to_stop(hint.stop)
             wake.ring()
 
 

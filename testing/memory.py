@@ -10,7 +10,7 @@ from holdfast.runtime.entropy import SystemIds
 from holdfast.testing.clock import VirtualClock
 from holdfast.testing.memory_calls import MemoryJournal, MemoryLedger
 from holdfast.testing.memory_inbox import MemoryApprovals, MemoryEvents, MemoryTenants
-from holdfast.testing.memory_runs import MemoryLeases, MemoryRuns
+from holdfast.testing.memory_runs import MemoryHeartbeat, MemoryLeases, MemoryRuns
 from holdfast.testing.memory_state import MemoryState
 
 
@@ -19,6 +19,7 @@ class MemoryStore:
 
     def __init__(self, *, clock: Clock | None = None, ids: Ids | None = None) -> None:
         state = MemoryState(clock=clock or VirtualClock(), ids=ids or SystemIds())
+        self._state = state
         self.runs = MemoryRuns(state)
         self.leases = MemoryLeases(state)
         self.journal = MemoryJournal(state)
@@ -26,3 +27,6 @@ class MemoryStore:
         self.events = MemoryEvents(state)
         self.approvals = MemoryApprovals(state)
         self.tenants = MemoryTenants(state)
+
+    def heartbeat(self, *, within_seconds: float) -> MemoryHeartbeat:
+        return MemoryHeartbeat(self._state)

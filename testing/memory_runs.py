@@ -266,8 +266,10 @@ class MemoryLeases:
             ]
             return [self._take(worker_id, run, ttl_seconds) for run in wanted[:slots]]
 
-    async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:
-        return {owner.run_id: self._renewed(worker_id, owner, ttl_seconds) for owner in owners}
+    async def seconds_to_next_expiry(self) -> float | None:
+        now = self._state.clock.monotonic()
+        ahead = [lease.expires_at - now for lease in self._state.tables.leases.values() if lease.expires_at > now]
+        return min(ahead, default=None)
 
     def _heads_of_threads(self) -> Iterator[RunRow]:
         """The first open run of each thread, where it waits or its lease has run out."""
@@ -307,6 +309,19 @@ class MemoryLeases:
             heartbeat_at=state.now(),
             run=state.run_of(row),
         )
+
+
+class MemoryHeartbeat:
+    """`contracts.ports.Heartbeat` in memory. It has no connection to lose."""
+
+    def __init__(self, state: MemoryState) -> None:
+        self._state = state
+
+    async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:
+        return {owner.run_id: self._renewed(worker_id, owner, ttl_seconds) for owner in owners}
+
+    async def close(self) -> None:
+        return
 
     def _renewed(self, worker_id: str, owner: Owner, ttl_seconds: float) -> Renewal:
         state = self._state

@@ -1,6 +1,6 @@
 """The Postgres store with two tenants, and short ways to bring a run into a situation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
 import psycopg
@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from holdfast.checkpoints.approvals import PostgresApprovals
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.events import PostgresEvents
+from holdfast.checkpoints.heartbeat import PostgresHeartbeat
 from holdfast.checkpoints.leases import PostgresLeases
 from holdfast.checkpoints.runs import PostgresRuns
 from holdfast.checkpoints.tenants import PostgresTenants
@@ -19,6 +20,7 @@ from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.limits import Limits
+from holdfast.contracts.ports import Renewal
 from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant, TenantContext
 from holdfast.runtime.entropy import SystemIds
@@ -69,6 +71,14 @@ class House:
         claims = await self.leases.claim(worker_id, tenants=None, graphs=[DESK], slots=1, ttl_seconds=ttl_seconds)
         assert len(claims) == 1
         return claims[0]
+
+    async def renew(self, worker_id: str, owners: Sequence[Owner], *, ttl_seconds: float) -> Mapping[RunId, Renewal]:
+        """One beat of a heartbeat of its own."""
+        heartbeat = PostgresHeartbeat(self.database.line_apart("heartbeat", within_seconds=30))
+        try:
+            return await heartbeat.renew(worker_id, owners, ttl_seconds=ttl_seconds)
+        finally:
+            await heartbeat.close()
 
     @staticmethod
     def attached(run: Run) -> Owner:

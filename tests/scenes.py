@@ -100,6 +100,14 @@ class Scene:
             worker, tenants=tenants, graphs=[GraphVersion(self.graph, "1")], slots=slots, ttl_seconds=ttl
         )
 
+    async def renew(self, worker: str, owners, *, ttl_seconds: float):
+        """One beat of a heartbeat of its own."""
+        heartbeat = self.store.heartbeat(within_seconds=30)
+        try:
+            return await heartbeat.renew(worker, owners, ttl_seconds=ttl_seconds)
+        finally:
+            await heartbeat.close()
+
     async def running(self, tenant: str = "acme", *, ttl: float = 3600, **changes) -> Owner:
         """The owner of a new run, alone in the queue, which is claimed."""
         await self.tenant(tenant)

@@ -20,7 +20,9 @@ from holdfast.contracts.errors import ErrorType
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.runs import GraphVersion
 from holdfast.runtime.clock import boot_seconds
-from holdfast.runtime.leases import Holds, LeaseTerms
+from holdfast.runtime.heart import Heart
+from holdfast.runtime.holds import Holds
+from holdfast.runtime.leases import LeaseTerms
 from holdfast.runtime.runtime import RunHandle
 
 IN_TIME = 30.0
@@ -176,8 +178,10 @@ async def test_claim_that_was_long_in_coming_is_no_shorter_for_it(office: Office
         await runtime.start(graph, {"log": []}, tenant="acme")
         served = GraphVersion(graph.governance.name, graph.governance.version)
         terms = LeaseTerms(ttl_seconds=3.0)
-        holds = Holds(runtime.store.leases, "here", terms)
+        heart = Heart(runtime.store.heartbeat(within_seconds=terms.beat_seconds), "here", terms)
+        holds = Holds(runtime.store.leases, heart, "here", terms)
         began = boot_seconds()
+        beating = asyncio.create_task(heart.live(news=lambda: None))
         async with await psycopg.AsyncConnection.connect(office.urls.admin) as conn:
             await conn.execute("lock table leases in access exclusive mode")
             claiming = asyncio.create_task(holds.claim(graphs=[served], slots=1))
@@ -185,8 +189,10 @@ async def test_claim_that_was_long_in_coming_is_no_shorter_for_it(office: Office
                 await asyncio.sleep(0.02)
             answered = boot_seconds()
         [hold] = await claiming
-        assert hold.ends_at >= answered + terms.ttl_seconds - terms.margin_seconds
+        assert hold.seconds_left() >= answered + terms.usable_seconds - boot_seconds()
         await runtime.store.runs.release(hold.owner, event=EventDraft(kind=EventKind.RUN_RELEASED))
+        beating.cancel()
+        await asyncio.wait([beating])
 
 
 async def test_runs_go_on_when_every_connection_is_broken(office: Office):
@@ -202,7 +208,7 @@ async def test_runs_go_on_when_every_connection_is_broken(office: Office):
         await asyncio.wait_for(begun.wait(), IN_TIME)
         await office.alter(
             "select pg_terminate_backend(pid) from pg_stat_activity "
-            "where datname = current_database() and application_name ~ '^holdfast schema' and pid <> pg_backend_pid()"
+            "where datname = current_database() and application_name ~ '^holdfast' and pid <> pg_backend_pid()"
         )
         may_go_on.set()
         result = await run.result(IN_TIME)

@@ -81,25 +81,33 @@ async def test_a_lease_that_is_alive_is_left_alone(scene: Scene):
     assert list(await scene.claim("worker-2")) == []
 
 
+async def test_the_next_expiry_is_that_of_the_first_lease_to_run_out_of_those_that_are_good(scene: Scene):
+    assert await scene.store.leases.seconds_to_next_expiry() is None
+    for ttl in (40, 20, 0):
+        await queue(scene)
+        await scene.claim(f"worker-{ttl}", slots=1, ttl=ttl)
+    assert 0 < await scene.store.leases.seconds_to_next_expiry() <= 20
+
+
 async def test_a_heartbeat_prolongs_what_is_held(scene: Scene):
     owner = await scene.running(ttl=60)
-    renewed = await scene.store.leases.renew("worker-1", [owner], ttl_seconds=120)
+    renewed = await scene.renew("worker-1", [owner], ttl_seconds=120)
     assert renewed[owner.run_id].held
     assert not renewed[owner.run_id].cancel_requested
 
 
 async def test_a_heartbeat_does_not_raise_the_dead(scene: Scene):
     owner = await scene.running(ttl=0)
-    assert not (await scene.store.leases.renew("worker-1", [owner], ttl_seconds=60))[owner.run_id].held
+    assert not (await scene.renew("worker-1", [owner], ttl_seconds=60))[owner.run_id].held
     assert [claim.run_id for claim in await scene.claim("worker-2")] == [owner.run_id]
 
 
 async def test_a_heartbeat_of_another_worker_or_epoch_holds_nothing(scene: Scene):
     owner = await scene.running(ttl=0)
     [claim] = await scene.claim("worker-2")
-    assert not (await scene.store.leases.renew("worker-1", [owner], ttl_seconds=60))[owner.run_id].held
-    assert not (await scene.store.leases.renew("worker-1", [claim.owner], ttl_seconds=60))[owner.run_id].held
-    assert (await scene.store.leases.renew("worker-2", [claim.owner], ttl_seconds=60))[owner.run_id].held
+    assert not (await scene.renew("worker-1", [owner], ttl_seconds=60))[owner.run_id].held
+    assert not (await scene.renew("worker-1", [claim.owner], ttl_seconds=60))[owner.run_id].held
+    assert (await scene.renew("worker-2", [claim.owner], ttl_seconds=60))[owner.run_id].held
 
 
 async def test_a_run_past_its_attempts_is_claimed_so_that_a_worker_can_end_it(scene: Scene):

@@ -213,7 +213,7 @@ async def test_cancelling_a_working_run_tells_its_worker(scene: Scene):
     run = await scene.store.runs.request_cancel(DANA, "acme", owner.run_id, reason="stop")
     assert (run.status, run.cancel_requested) == (RunStatus.RUNNING, True)
     assert await begin(scene, owner, "one") is True
-    renewed = await scene.store.leases.renew("worker-1", [owner], ttl_seconds=60)
+    renewed = await scene.renew("worker-1", [owner], ttl_seconds=60)
     assert renewed[owner.run_id].cancel_requested
     await scene.store.runs.request_cancel(DANA, "acme", owner.run_id, reason="stop!")
     assert (await scene.kinds(owner)).count("run.cancel_requested") == 1

@@ -36,6 +36,8 @@ OWNED_OTHERWISE = {
     "nodes/bridge.py:in_thread": "a synchronous node's thread; awaited, and refused by its closed scope when it stays",
     "nodes/bridge.py:_start": "handed from that thread to its run's loop, counted and stopped with the node",
     "nodes/middleware.py:_in_time": "the node itself; cancelled and waited for before its scope closes",
+    "runtime/heart.py:Heart.beat": "one beat of the heartbeat's thread, waited for",
+    "runtime/heart.py:Heart.live": "the heartbeat's thread; stopped with the worker and waited for, for at most a beat",
     "server/bootstrap.py:_beside": "the worker and the listener; stopped and waited for when the runtime closes",
     "server/demo.py:_watched": "cancelled and waited for when the picture is done",
     "server/exporting.py:Pipe.__init__": "hands spans to the exporter; ends with its pipe, within a bound",

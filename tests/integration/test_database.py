@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from fix_database import DatabaseUrls
 
-from holdfast.checkpoints.database import Database, PoolSizes, StoreTerms
+from holdfast.checkpoints.database import Database, Hint, PoolSizes, StoreTerms
 from holdfast.contracts.errors import (
     ConfigurationError,
     Conflict,
@@ -233,13 +233,13 @@ async def test_listener_hears_of_work_and_survives_a_lost_connection(
     database: Database, database_urls: DatabaseUrls
 ) -> None:
     async with aclosing(database.listen()) as heard:
-        assert await anext(heard) == ""
+        assert await anext(heard) == Hint()
         execute(database_urls.owner, "notify holdfast_runs, 'acme'")
-        assert await anext(heard) == "acme"
+        assert await anext(heard) == Hint()
         execute(database_urls.admin, DROP_CONNECTIONS)
-        assert await anext(heard) == ""
-        execute(database_urls.owner, "notify holdfast_runs, 'bolt'")
-        assert await anext(heard) == "bolt"
+        assert await anext(heard) == Hint()
+        execute(database_urls.owner, "notify holdfast_runs, 'stop 7'")
+        assert await anext(heard) == Hint(stop="7")
 
 
 @pytest.mark.parametrize("terms", [{"lock_seconds": 20.0, "statement_seconds": 10.0}, {"connect_seconds": 0.0}])

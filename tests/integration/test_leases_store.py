@@ -124,22 +124,22 @@ async def test_renewal_prolongs_what_is_held_and_nothing_else(house: House) -> N
     await house.shift(
         "update leases set expires_at = clock_timestamp() - interval '1 second' where run_id = %s", lapsed.run_id
     )
-    answers = await house.leases.renew("first", [held.owner, lapsed.owner], ttl_seconds=90)
+    answers = await house.renew("first", [held.owner, lapsed.owner], ttl_seconds=90)
     assert (answers[held.run_id].held, answers[lapsed.run_id].held) == (True, False)
     left = await house.scalar(
         "select extract(epoch from expires_at - clock_timestamp()) from leases where run_id = %s", held.run_id
     )
     assert 80 < left <= 90
-    by_another = await house.leases.renew("second", [held.owner], ttl_seconds=90)
+    by_another = await house.renew("second", [held.owner], ttl_seconds=90)
     assert not by_another[held.run_id].held
-    assert await house.leases.renew("first", [], ttl_seconds=90) == {}
+    assert await house.renew("first", [], ttl_seconds=90) == {}
 
 
 async def test_lease_that_ran_out_is_not_resurrected_by_a_late_heartbeat(house: House) -> None:
     await house.runs.admit(house.request())
     (one,) = await claim(house, "first")
     await let_leases_run_out(house)
-    answers = await house.leases.renew("first", [one.owner], ttl_seconds=90)
+    answers = await house.renew("first", [one.owner], ttl_seconds=90)
     assert not answers[one.run_id].held
     (taken,) = await claim(house, "second")
     assert taken.run.epoch == 2
@@ -153,7 +153,7 @@ async def test_heartbeat_does_not_wait_for_a_writer_of_the_run_and_a_takeover_do
             "select 1 from leases where run_id = %s and epoch = %s for key share", (one.run_id, one.run.epoch)
         )
         async with asyncio.timeout(5):
-            answers = await house.leases.renew("first", [one.owner], ttl_seconds=30)
+            answers = await house.renew("first", [one.owner], ttl_seconds=30)
         assert answers[one.run_id].held
         await let_leases_run_out(house)
         assert await claim(house, "second") == [], "its writer is not over yet"

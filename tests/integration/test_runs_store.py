@@ -162,7 +162,7 @@ async def test_running_run_that_is_cancelled_is_told_at_its_next_step_and_heartb
     again = await house.runs.request_cancel(DANA, TenantId("acme"), run.run_id, reason="really")
     assert again.status is RunStatus.RUNNING
     assert await house.runs.begin_step(owner, node="n", task_id="t", event=event(EventKind.NODE_STARTED)) is True
-    renewed = await house.leases.renew(owner.worker_id, [owner], ttl_seconds=30)
+    renewed = await house.renew(owner.worker_id, [owner], ttl_seconds=30)
     assert renewed[owner.run_id].held
     assert renewed[owner.run_id].cancel_requested
     assert (await house.kinds(run.run_id)).count("run.cancel_requested") == 1
