@@ -9,8 +9,9 @@ from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.canonical import canonical
+from holdfast.contracts.chain import Head, Link
 from holdfast.contracts.errors import InvariantViolated
-from holdfast.contracts.events import Event, EventDraft, EventKind, Link
+from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, uuid_text
 from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner
@@ -82,6 +83,17 @@ class PostgresEvents:
         async with self._database.tenant(tenant_id) as conn:
             found = await conn.execute(_SQL["read_links"], wanted)
             return [Link(**row) for row in await found.fetchall()]
+
+    async def head(self, tenant_id: TenantId, run_id: RunId) -> Head | None:
+        wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run")}
+        async with self._database.tenant(tenant_id) as conn:
+            row = await (await conn.execute(_SQL["read_head"], wanted)).fetchone()
+            return None if row is None else Head(**row)
+
+    async def logs(self, tenant_id: TenantId, *, after: RunId | None = None, limit: int = 1000) -> Sequence[RunId]:
+        async with self._database.tenant(tenant_id) as conn:
+            found = await conn.execute(_SQL["find_logs"], {"tenant_id": tenant_id, "after": after, "limit": limit})
+            return [RunId(row["run_id"]) for row in await found.fetchall()]
 
     async def read(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
         wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run"), "after": after, "limit": limit}

@@ -49,3 +49,18 @@ select seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, 
  where tenant_id = %(tenant_id)s and run_id = %(run_id)s and seq > %(after)s
  order by seq
  limit %(limit)s;
+
+-- name: read_head
+-- Where a run's chain ends and where it is anchored, and the greatest number that one of its events has, as of one moment.
+select h.seq, h.hash, h.anchor_seq, h.anchor_hash,
+       (select max(e.seq) from events e where e.run_id = h.run_id and e.tenant_id = h.tenant_id) as newest
+  from run_heads h
+ where h.tenant_id = %(tenant_id)s and h.run_id = %(run_id)s;
+
+-- name: find_logs
+-- A tenant's runs after one of them, by id.
+select run_id::text
+  from runs
+ where tenant_id = %(tenant_id)s and (%(after)s::uuid is null or run_id > %(after)s::uuid)
+ order by run_id
+ limit %(limit)s;

@@ -207,6 +207,28 @@ select format('run %s', r.run_id) as subject,
        select count(*) as events, max(e.seq) as last, min(e.seq) as first from events e where e.run_id = r.run_id) seen
  where seen.first is distinct from 1 or seen.last is distinct from seen.events or seen.last is distinct from h.seq;
 
+-- name: events_are_chained
+-- Each event's hash follows from the event before it, the first one's from the anchor, and the head has that of the last.
+with linked as (
+    select e.run_id, e.seq,
+           e.hash is distinct from event_link_v1(
+               lag(e.hash) over log, h.anchor_hash,
+               event_content_v1(e.run_id, e.seq, e.at, e.attempt, e.kind, e.node, e.task_id, e.call_id, e.trace_id,
+                                e.span_id, e.payload)) as broken
+      from events e
+      join run_heads h using (run_id)
+    window log as (partition by e.run_id order by e.seq))
+select format('run %s', run_id) as subject, format('event %s is not what was hashed', min(seq)) as detail
+  from linked
+ where broken
+ group by run_id
+ union all
+select format('run %s', h.run_id), format('the head has not the hash of event %s', last.seq)
+  from run_heads h
+ cross join lateral (
+       select e.seq, e.hash from events e where e.run_id = h.run_id order by e.seq desc limit 1) last
+ where h.hash is distinct from last.hash;
+
 -- name: a_run_has_the_event_of_its_end
 -- The last event of a run that has ended says how, and a run that has not ended has no such event.
 select format('run %s', r.run_id) as subject, format('%s; its events end with %s', r.status, ends.last) as detail

@@ -1,20 +1,12 @@
 """What happened, in order, per run. Events are records, not telemetry: without its event a change does not commit."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
-from struct import pack
 from typing import Any
-from uuid import UUID
 
 from holdfast.contracts.ids import RunId, TenantId
-
-GENESIS = bytes(32)
-"""What stands before a run's first event in its chain."""
-_ERA = datetime(2000, 1, 1, tzinfo=UTC)
-_ABSENT = pack("!i", -1)
 
 
 class EventKind(StrEnum):
@@ -90,50 +82,3 @@ class Event:
     trace_id: str | None
     span_id: str | None
     payload: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """An event as its run's chain has it. Its payload is unread: what was hashed are bytes."""
-
-    seq: int
-    at: datetime
-    attempt: int
-    kind: str
-    node: str | None
-    task_id: str | None
-    call_id: str | None
-    trace_id: str | None
-    span_id: str | None
-    payload: bytes
-    hash: bytes
-    """SHA-256 of the hash before it and of this event: `chained`."""
-
-
-def chained(previous: bytes, run_id: RunId, link: Link) -> bytes:
-    """The hash that `link` must have as the event of `run_id` after the one whose hash is `previous`.
-
-    docs/events.md has the encoding in words. It is the database's too, which has its own: neither knows the other.
-    """
-    fields = (
-        UUID(run_id).bytes,
-        pack("!q", link.seq),
-        pack("!q", (link.at - _ERA) // timedelta(microseconds=1)),
-        pack("!i", link.attempt),
-        _text(link.kind),
-        _text(link.node),
-        _text(link.task_id),
-        None if link.call_id is None else UUID(link.call_id).bytes,
-        _text(link.trace_id),
-        _text(link.span_id),
-        link.payload,
-    )
-    return hashlib.sha256(previous + b"".join(map(_field, fields))).digest()
-
-
-def _text(value: str | None) -> bytes | None:
-    return None if value is None else value.encode()
-
-
-def _field(value: bytes | None) -> bytes:
-    return _ABSENT if value is None else pack("!i", len(value)) + value

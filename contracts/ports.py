@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from holdfast.contracts.approvals import Approval, ApprovalRequest, Ruling
 from holdfast.contracts.calls import CallIntent, CallOutcome, CallRecord, Opened
+from holdfast.contracts.chain import Head, Link
 from holdfast.contracts.errors import RuntimeErrorRecord
-from holdfast.contracts.events import Event, EventDraft, Link
+from holdfast.contracts.events import Event, EventDraft
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
@@ -223,6 +224,14 @@ class Events(Protocol):
 
     async def links(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Link]:
         """The same events as their chain has them, to be verified."""
+        ...
+
+    async def head(self, tenant_id: TenantId, run_id: RunId) -> Head | None:
+        """Where the run's chain ends; None when there is no such run, or it has lost its head."""
+        ...
+
+    async def logs(self, tenant_id: TenantId, *, after: RunId | None = None, limit: int = 1000) -> Sequence[RunId]:
+        """The tenant's runs by id, those with a greater one than `after`: each has a log."""
         ...
 
 

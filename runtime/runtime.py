@@ -1,12 +1,13 @@
 """The face of the engine: start a run, wait for it, decide, cancel, look. There is no second path to a run."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast.contracts.approvals import Approval, DecisionType
 from holdfast.contracts.calls import CallRecord
+from holdfast.contracts.chain import Verification
 from holdfast.contracts.errors import InvalidRequest, InvariantViolated, NotFound, TimedOut
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId, uuid_text
@@ -21,6 +22,7 @@ from holdfast.runtime.directory import Directory
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry, is_governed
 from holdfast.runtime.sessions import Doors, SaverFor
+from holdfast.runtime.verification import verified, verified_all
 from holdfast.runtime.waiting import Lookout
 from holdfast.runtime.wake import Wake
 from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
@@ -196,6 +198,17 @@ class Runtime:
         """The run's events with a `seq` greater than `after`, in order."""
         run = await self._get(run_id, tenant)
         return await self.store.events.read(run.tenant.tenant_id, run.run_id, after=after, limit=limit)
+
+    async def verify_events(self, run_id: str, *, tenant: str) -> Verification:
+        """Whether the run's events are the ones that were written: recomputes the hash of each from its row."""
+        run = await self._get(run_id, tenant)
+        return await verified(self.store.events, run.tenant.tenant_id, run.run_id)
+
+    async def verify_all_events(self, *, tenant: str) -> AsyncIterator[Verification]:
+        """The same for every run of the tenant, one after the other."""
+        await self.store.tenants.get(TenantId(tenant))
+        async for found in verified_all(self.store.events, TenantId(tenant)):
+            yield found
 
     async def approvals(
         self, *, tenant: str, run_id: str | None = None, thread: str | None = None, pending_only: bool = True

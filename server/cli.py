@@ -136,14 +136,22 @@ def show(run_id: RunId, tenant: Tenant = None, as_json: Json = False) -> int:
 
 @app.command()
 def events(
-    run_id: RunId,
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="The run's id; with --verify, all when left out.")
+    ] = None,
     tenant: Tenant = None,
     after: Annotated[int, typer.Option(min=0, help="Only events with a greater number.")] = 0,
+    verify: Annotated[bool, typer.Option("--verify", help="Check instead that they are what was written.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show what happened in a run, in order."""
-    session = _session(as_json)
-    return _done(commands.events(session, run_id, tenant=tenant, after=after))
+    if verify:
+        if after:
+            raise InvalidRequest("--after and --verify exclude each other: a chain is verified from its beginning")
+        return _done(commands.verify(_session(as_json), run_id, tenant=tenant))
+    if run_id is None:
+        raise InvalidRequest("say which run: its id")
+    return _done(commands.events(_session(as_json), run_id, tenant=tenant, after=after))
 
 
 @app.command()

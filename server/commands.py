@@ -13,6 +13,7 @@ from rich.text import Text
 from holdfast.checkpoints import migrating
 from holdfast.checkpoints.embedded import embedded_server
 from holdfast.contracts.approvals import Approval, DecisionType
+from holdfast.contracts.chain import Verification
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, InvalidRequest, TimedOut
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run, RunResult, RunStatus
@@ -104,6 +105,26 @@ async def events(session: Session, run_id: str, *, tenant: str | None, after: in
     else:
         render.events(session.console, log)
     return Exit.OK
+
+
+async def verify(session: Session, run_id: str | None, *, tenant: str | None) -> Exit:
+    """Whether the events of a run, or of all runs of a tenant, are the ones that were written."""
+    chosen = session.settings.tenant_or_default(tenant)
+    runs = events = 0
+    broken: list[Verification] = []
+    async with session.runtime() as runtime:
+        if run_id is not None:
+            found = await runtime.verify_events(run_id, tenant=chosen)
+            _say(session, documents.verification_document(found), render.verification(found))
+            return Exit.OK if found.ok else Exit.RUN_FAILED
+        async for found in runtime.verify_all_events(tenant=chosen):
+            runs, events = runs + 1, events + found.events
+            if not found.ok:
+                broken.append(found)
+    document = {"runs": runs, "events": events, "broken": [documents.verification_document(each) for each in broken]}
+    summary = f"{events} events of {runs} runs verified; {len(broken) or 'none'} of the runs broken"
+    _say(session, document, "\n".join([*map(render.verification, broken), summary]))
+    return Exit.RUN_FAILED if broken else Exit.OK
 
 
 async def decide(

@@ -6,6 +6,7 @@ from typing import Any
 from holdfast.checkpoints.migrating import Standing
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallRecord
+from holdfast.contracts.chain import Verification
 from holdfast.contracts.events import Event
 from holdfast.contracts.runs import Run, RunResult
 from holdfast.runtime.runtime import RunReport
@@ -76,6 +77,20 @@ def call_document(call: CallRecord) -> Document:
 def approval_document(approval: Approval) -> Document:
     """What a person is asked, and what became of it."""
     return approval.model_dump(mode="json")
+
+
+def verification_document(found: Verification) -> Document:
+    """How a run's events stood the test; the head's hash is worth noting elsewhere."""
+    head = found.head
+    return {
+        "run_id": found.run_id,
+        "ok": found.ok,
+        "events": found.events,
+        "pruned_up_to": 0 if head is None else head.anchor_seq,
+        "head": None if head is None else {"seq": head.seq, "hash": head.hash.hex()},
+        "broken_at": found.broken_at,
+        "broken": found.broken,
+    }
 
 
 def event_documents(events: Sequence[Event]) -> list[Document]:

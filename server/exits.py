@@ -9,7 +9,7 @@ class Exit(IntEnum):
     OK = 0
     """Done; the run completed."""
     RUN_FAILED = 1
-    """The run failed or was cancelled, or a check of `doctor` failed."""
+    """The run failed or was cancelled, or a check failed (`doctor`, `events --verify`)."""
     REFUSED = 2
     """What was asked does not fit, or is not allowed."""
     WAITS = 3

@@ -15,6 +15,7 @@ from holdfast.checkpoints.migrating import FINISH, UPGRADE, Standing
 from holdfast.checkpoints.schema import Phase
 from holdfast.contracts.approvals import Approval, ApprovalKind
 from holdfast.contracts.calls import CallRecord
+from holdfast.contracts.chain import Verification
 from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import Event
 from holdfast.contracts.limits import BudgetState, Limits, Usage
@@ -149,6 +150,15 @@ def events(console: Console, log: Sequence[Event]) -> None:
     """A line for each event."""
     for event in log:
         event_line(console, event)
+
+
+def verification(found: Verification) -> str:
+    """One line on whether a run's events are what was written."""
+    head = found.head
+    if head is None or not found.ok:
+        return f"run {found.run_id} BROKEN: {found.broken}"
+    pruned = f"; those up to {head.anchor_seq} were pruned" if head.anchor_seq else ""
+    return f"run {found.run_id}: {_count(found.events, 'event')} verified{pruned}; head {head.seq} {head.hash.hex()}"
 
 
 def event_line(console: Console, event: Event) -> None:

@@ -34,6 +34,7 @@ _WITNESSES = {
     "a_call_acts_on_a_grant": ("G7",),
     "a_finished_run_asks_nothing": ("G7",),
     "events_have_no_gaps": ("G10",),
+    "events_are_chained": ("G10",),
     "a_run_has_the_event_of_its_end": ("G1", "G10"),
     "a_call_has_the_events_of_its_life": ("G10",),
     "a_row_belongs_to_its_runs_tenant": ("G8",),

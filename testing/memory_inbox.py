@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from holdfast.contracts.approvals import Approval, ApprovalRequest, ApprovalStatus, DecisionType, Ruling
+from holdfast.contracts.chain import GENESIS, Head, Link
 from holdfast.contracts.errors import Conflict, InvalidRequest, NotFound
-from holdfast.contracts.events import Event, EventDraft, EventKind, Link
+from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Owner, RunStatus
@@ -193,6 +194,18 @@ class MemoryEvents:
         if run_id not in tables.runs or tables.runs[run_id].run.tenant.tenant_id != tenant_id:
             return ()
         return page(tables.links.get(run_id, ()), after=after, limit=limit)
+
+    async def head(self, tenant_id: TenantId, run_id: RunId) -> Head | None:
+        links = await self.links(tenant_id, run_id)
+        if not links:
+            return None
+        last = links[-1]
+        return Head(seq=last.seq, hash=last.hash, anchor_seq=0, anchor_hash=GENESIS, newest=last.seq)
+
+    async def logs(self, tenant_id: TenantId, *, after: RunId | None = None, limit: int = 1000) -> Sequence[RunId]:
+        rows = self._state.tables.runs.values()
+        ids = sorted(row.run.run_id for row in rows if row.run.tenant.tenant_id == tenant_id)
+        return [run_id for run_id in ids if after is None or run_id > after][: max(limit, 0)]
 
 
 class MemoryTenants:

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.canonical import canonical
+from holdfast.contracts.chain import GENESIS, Link, chained
 from holdfast.contracts.deadline import Clock
 from holdfast.contracts.errors import LeaseLost, NotFound, RuntimeErrorRecord
-from holdfast.contracts.events import GENESIS, Event, EventDraft, Link, chained
+from holdfast.contracts.events import Event, EventDraft
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.ports import Ids

@@ -197,6 +197,31 @@ def test_a_new_database_is_upgraded_by_its_owner_and_only_then_used(
     assert project.holdfast("runs").out == "no runs\n"
 
 
+def test_events_are_verified_and_the_first_that_was_altered_is_named(
+    project: Project, database_urls: DatabaseUrls
+) -> None:
+    first, second = (project.holdfast("run", "thinker", "--input", TEXT, "--json").json["run_id"] for _ in "ab")
+    sound = project.holdfast("events", first, "--verify", "--json")
+    assert (sound.code, sound.json["ok"], sound.json["head"]["seq"]) == (0, True, sound.json["events"])
+    assert "2 runs verified; none of the runs broken" in project.holdfast("events", "--verify").out
+
+    with psycopg.connect(database_urls.admin) as conn:
+        conn.execute("update events set payload = '{}' where run_id = %s and seq = 2", [first])
+        conn.execute("delete from events where run_id = %s and seq = 3", [second])
+
+    altered = project.holdfast("events", first, "--verify")
+    assert altered.code == 1
+    assert "BROKEN: event 2 is not what was hashed" in altered.out
+    every = project.holdfast("events", "--verify", "--json")
+    assert (every.code, every.json["runs"]) == (1, 2)
+    assert {(one["run_id"], one["broken_at"]) for one in every.json["broken"]} == {(first, 2), (second, 3)}
+
+
+def test_events_of_no_run_can_only_be_verified(project: Project) -> None:
+    assert "say which run" in project.holdfast("events").complaint
+    assert "exclude each other" in project.holdfast("events", "--verify", "--after", "3").complaint
+
+
 def test_what_must_wait_for_the_older_version_is_named_until_it_is_applied(
     project: Project, database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,8 +4,9 @@ import pytest
 from scenes import DANA, STRANGER, Scene, event, new_id
 
 from holdfast.contracts.canonical import canonical
+from holdfast.contracts.chain import GENESIS, chained
 from holdfast.contracts.errors import InvalidRequest, LeaseLost, NotFound
-from holdfast.contracts.events import GENESIS, EventKind, chained
+from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.tenancy import Tenant
 

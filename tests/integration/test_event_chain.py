@@ -11,8 +11,9 @@ from fix_house import DANA, DESK, House, event
 from holdfast.checkpoints.events import Entry, write_entries
 from holdfast.checkpoints.migrating import upgrade
 from holdfast.checkpoints.schema import Phase, migrations
+from holdfast.contracts.chain import GENESIS, chained
 from holdfast.contracts.errors import InvariantViolated
-from holdfast.contracts.events import GENESIS, EventKind, chained
+from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import RunId, TenantId
 
 ACME = TenantId("acme")

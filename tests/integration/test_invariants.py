@@ -98,8 +98,9 @@ class Healthy:
     cancelled: Owner
     queued: str
 
-    def doctor(self, *statements: str) -> None:
-        """Change the database behind holdfast's back. Names in braces stand for the ids of runs."""
+    def doctor(self, *statements: str, chaining: bool = True) -> None:
+        """Change the database behind holdfast's back, and chain its events anew, as who can do the one can do the
+        other. Names in braces stand for the ids of runs."""
         ids = {
             name: f"'{one if isinstance(one, str) else one.run_id}'"
             for name in ("completed", "running", "bystander", "interrupted", "cancelled", "queued")
@@ -108,6 +109,8 @@ class Healthy:
         with psycopg.connect(self.admin, autocommit=True) as conn:
             for statement in statements:
                 assert conn.execute(statement.format(**ids)).rowcount != 0, f"nothing was doctored by: {statement}"
+            for statement in CHAIN_ANEW if chaining else ():
+                conn.execute(statement)
 
     async def broken(self) -> list[str]:
         return [finding.invariant.name for finding in await check(self.database) if not finding.ok]
@@ -144,6 +147,15 @@ async def healthy(database: Database, database_urls: DatabaseUrls) -> Healthy:
     )
 
 
+CHAIN_ANEW = (
+    """update events e set hash = chained.hash
+         from (select run_id, e.seq, event_chain_v1(anchor_hash, event_content_v1(
+                      run_id, e.seq, at, attempt, kind, node, task_id, call_id, trace_id, span_id, payload))
+                      over (partition by run_id order by e.seq rows unbounded preceding) as hash
+                 from events e join run_heads h using (run_id)) chained(run_id, seq, hash)
+        where e.run_id = chained.run_id and e.seq = chained.seq""",
+    """update run_heads h set hash = (select hash from events e where e.run_id = h.run_id order by seq desc limit 1)""",
+)
 OTHER_THREAD = "(select thread_id from runs where run_id = {bystander})"
 LEASE_OF = (
     "insert into leases (run_id, tenant_id, epoch, worker_id, expires_at) "
@@ -213,6 +225,10 @@ ILLS = [
     ("events_have_no_gaps", "delete from events where run_id = {running} and seq = 2"),
     ("events_have_no_gaps", "update run_heads set seq = seq + 1 where run_id = {running}"),
     ("events_have_no_gaps", "delete from run_heads where run_id = {queued}"),
+    ("events_are_chained", "update events set payload = '{{}}' where run_id = {running} and seq = 2"),
+    ("events_are_chained", "update events set at = at + interval '1 us' where run_id = {completed} and seq = 3"),
+    ("events_are_chained", "update run_heads set hash = sha256('') where run_id = {running}"),
+    ("events_are_chained", "update run_heads set anchor_hash = sha256('') where run_id = {queued}"),
     (
         "a_run_has_the_event_of_its_end",
         "update events set kind = 'run.failed' where run_id = {completed} and kind = 'run.completed'",
@@ -255,7 +271,7 @@ async def test_a_healthy_database_passes_and_says_so(healthy: Healthy):
 @pytest.mark.parametrize("ill", ILLS, ids=lambda ill: ill[0])
 async def test_a_doctored_database_fails_exactly_that_one(healthy: Healthy, ill: tuple[str, ...]):
     name, *statements = ill
-    healthy.doctor(*statements)
+    healthy.doctor(*statements, chaining=name != "events_are_chained")
     assert await healthy.broken() == [name]
     with pytest.raises(InvariantViolated, match=name):
         await assert_invariants(healthy.database)

@@ -1,0 +1,51 @@
+"""Chains in Postgres are verified page by page, while runs go on."""
+
+import asyncio
+
+from fix_house import House, event
+
+from holdfast.contracts.events import EventKind
+from holdfast.contracts.ids import TenantId
+from holdfast.runtime.verification import verified, verified_all
+
+ACME = TenantId("acme")
+
+
+async def test_chain_of_many_pages_is_followed_to_its_head(house: House) -> None:
+    await house.runs.admit(house.request())
+    owner = (await house.claim_one()).owner
+    for _ in range(3):
+        await house.events.append(owner, [event(EventKind.NODE_STARTED)] * 700)
+    found = await verified(house.events, ACME, owner.run_id)
+    assert (found.ok, found.events) == (True, 2102)
+    await house.shift("update events set node = 'other' where run_id = %s and seq = 2000", owner.run_id)
+    found = await verified(house.events, ACME, owner.run_id)
+    assert (found.broken_at, found.events) == (2000, 1999)
+
+
+async def test_run_that_goes_on_meanwhile_is_not_taken_for_broken(house: House) -> None:
+    await house.runs.admit(house.request())
+    owner = (await house.claim_one()).owner
+
+    async def write() -> None:
+        for _ in range(40):
+            await house.events.append(owner, [event(EventKind.NODE_STARTED)] * 3)
+
+    writing = asyncio.create_task(write())
+    while not writing.done():
+        found = await verified(house.events, ACME, owner.run_id)
+        assert found.ok, found.broken
+    await writing
+    assert (await verified(house.events, ACME, owner.run_id)).events == 122
+
+
+async def test_every_run_of_the_tenant_is_verified_and_nobody_elses(house: House) -> None:
+    runs = [(await house.runs.admit(house.request())).run_id for _ in range(3)]
+    other = (await house.runs.admit(house.request(tenant="bolt"))).run_id
+    await house.shift("delete from run_heads where run_id = %s", runs[1])
+    await house.shift("update events set tenant_id = 'bolt' where run_id = %s", runs[2])
+    found = {one.run_id: one.broken for one in [one async for one in verified_all(house.events, ACME)]}
+    assert other not in found
+    assert found[runs[0]] is None
+    assert found[runs[1]] == "the head is missing"
+    assert found[runs[2]].startswith("event 1 is missing")
