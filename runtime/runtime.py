@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.contracts.approvals import Approval, DecisionType
 from holdfast.contracts.calls import CallRecord
@@ -19,6 +19,7 @@ from holdfast.policies import rulings
 from holdfast.policies.tenancy import effective_limits, require_may_decide
 from holdfast.runtime import inputs
 from holdfast.runtime.directory import Directory
+from holdfast.runtime.following import Followers
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry, is_governed
 from holdfast.runtime.sessions import Doors, SaverFor
@@ -71,6 +72,10 @@ class RunHandle:
         """The run's events with a `seq` greater than `after`."""
         return await self._runtime.events(self.run_id, tenant=self.tenant_id, after=after)
 
+    def follow(self, *, after: int = 0, until: Literal["end", "rest"] = "end") -> AsyncIterator[Event]:
+        """The run's events as they commit; see `Runtime.follow`."""
+        return self._runtime.follow(self.run_id, tenant=self.tenant_id, after=after, until=until)
+
     async def cancel(self, *, by: "str | Principal", reason: str = "") -> None:
         """Ask the run to stop."""
         await self._runtime.cancel(self.run_id, tenant=self.tenant_id, by=by, reason=reason)
@@ -101,6 +106,7 @@ class Runtime:
         self._max_input_bytes = max_input_bytes
         self._max_attempts = max_attempts
         self._lookout = Lookout(doors.store.runs)
+        self._followers = Followers(doors.store.events, self._lookout, wake)
         self._lost_worker: BaseException | None = None
 
     async def start(
@@ -198,6 +204,21 @@ class Runtime:
         """The run's events with a `seq` greater than `after`, in order."""
         run = await self._get(run_id, tenant)
         return await self.store.events.read(run.tenant.tenant_id, run.run_id, after=after, limit=limit)
+
+    async def follow(
+        self, run_id: str, *, tenant: str, after: int = 0, until: Literal["end", "rest"] = "end"
+    ) -> AsyncIterator[Event]:
+        """The run's events with a `seq` greater than `after`, as they commit: each once and in order, whatever becomes
+        of the connection meanwhile. Ends when the run has ended; with `until="rest"` also when a person must decide.
+
+        To go on later, pass the `seq` of the last event seen.
+        """
+        run = await self._get(run_id, tenant)
+        following = self._followers.follow(
+            run.tenant.tenant_id, run.run_id, after=after, until_it_rests=until == "rest"
+        )
+        async for event in following:
+            yield event
 
     async def verify_events(self, run_id: str, *, tenant: str) -> Verification:
         """Whether the run's events are the ones that were written: recomputes the hash of each from its row."""

@@ -142,16 +142,18 @@ def events(
     tenant: Tenant = None,
     after: Annotated[int, typer.Option(min=0, help="Only events with a greater number.")] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Check instead that they are what was written.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Show them as they commit, to the end.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show what happened in a run, in order."""
     if verify:
-        if after:
-            raise InvalidRequest("--after and --verify exclude each other: a chain is verified from its beginning")
+        if after or follow:
+            raise InvalidRequest("--verify goes with neither --after nor --follow: it checks a whole log as it is now")
         return _done(commands.verify(_session(as_json), run_id, tenant=tenant))
     if run_id is None:
         raise InvalidRequest("say which run: its id")
-    return _done(commands.events(_session(as_json), run_id, tenant=tenant, after=after))
+    show = commands.follow if follow else commands.events
+    return _done(show(_session(as_json), run_id, tenant=tenant, after=after))
 
 
 @app.command()

@@ -107,6 +107,18 @@ async def events(session: Session, run_id: str, *, tenant: str | None, after: in
     return Exit.OK
 
 
+async def follow(session: Session, run_id: str, *, tenant: str | None, after: int) -> Exit:
+    """What happens in a run, as it commits, until it has ended. As JSON, a line for each event."""
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime() as runtime:
+        async for event in runtime.follow(run_id, tenant=chosen, after=after):
+            if session.as_json:
+                render.json_line(session.console, *documents.event_documents([event]))
+            else:
+                render.event_line(session.console, event)
+    return Exit.OK
+
+
 async def verify(session: Session, run_id: str | None, *, tenant: str | None) -> Exit:
     """Whether the events of a run, or of all runs of a tenant, are the ones that were written."""
     chosen = session.settings.tenant_or_default(tenant)

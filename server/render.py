@@ -56,6 +56,11 @@ def standing(console: Console, found: Standing) -> None:
     console.print(table)
 
 
+def json_line(console: Console, document: Any) -> None:
+    """One JSON document of many, on a line of its own."""
+    console.print(json.dumps(document, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
+
+
 def runs(console: Console, found: Sequence[Run]) -> None:
     """A line for each run."""
     if not found:

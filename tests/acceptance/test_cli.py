@@ -217,9 +217,23 @@ def test_events_are_verified_and_the_first_that_was_altered_is_named(
     assert {(one["run_id"], one["broken_at"]) for one in every.json["broken"]} == {(first, 2), (second, 3)}
 
 
+def test_events_are_followed_as_they_commit_until_the_run_has_ended(project: Project) -> None:
+    asked = project.holdfast("run", "payer", "--input", TEXT, "--json").json
+    with project.start("events", asked["run_id"], "--follow", "--json") as following:
+        assert following.stdout is not None
+        seen = []
+        while not seen or seen[-1]["kind"] != "run.interrupted":
+            seen.append(json.loads(following.stdout.readline()))
+        assert following.poll() is None
+        project.holdfast("approve", asked["approvals"][0]["id"], "--by", "dana")
+        seen += [json.loads(line) for line in following.stdout]
+    assert following.returncode == 0
+    assert seen == project.holdfast("events", asked["run_id"], "--json").json
+
+
 def test_events_of_no_run_can_only_be_verified(project: Project) -> None:
     assert "say which run" in project.holdfast("events").complaint
-    assert "exclude each other" in project.holdfast("events", "--verify", "--after", "3").complaint
+    assert "neither --after nor --follow" in project.holdfast("events", "--verify", "--after", "3").complaint
 
 
 def test_what_must_wait_for_the_older_version_is_named_until_it_is_applied(
