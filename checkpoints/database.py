@@ -27,8 +27,17 @@ from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.reader import CheckpointReader
 from holdfast.checkpoints.schema import Phase, compare, newest
 from holdfast.checkpoints.translation import translating
+from holdfast.checkpoints.unlocking import (
+    holds_checkpoints,
+    keys_in_use,
+    require_complete,
+    require_off,
+    tenants_of,
+    unlocked,
+)
+from holdfast.checkpoints.vault import Encryption, Vault
 from holdfast.checkpoints.writer import CheckpointWriter
-from holdfast.contracts.errors import ConfigurationError, InvalidRequest
+from holdfast.contracts.errors import ConfigurationError, InvalidRequest, InvariantViolated
 from holdfast.contracts.ids import RunId
 
 _SQL = load_queries(__name__, "database.sql")
@@ -91,8 +100,17 @@ class Hint:
 class Database:
     """One database, as the application's login. Open it in the loop that uses it."""
 
-    def __init__(self, dsn: str, sizes: PoolSizes = PoolSizes(), terms: StoreTerms = StoreTerms()) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        sizes: PoolSizes = PoolSizes(),
+        terms: StoreTerms = StoreTerms(),
+        *,
+        encryption: Encryption | None = None,
+    ) -> None:
         self._terms = terms
+        self._encryption = encryption
+        self._vault: Vault | None = None
         self._dsn = _with_timeouts(dsn, terms)
         self._app = self._pool("app", self._dsn, sizes.app)
         self._engine_dsn = _with_option(self._dsn, "role", "holdfast_engine")
@@ -110,11 +128,23 @@ class Database:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def open(self) -> None:
-        """Check that the database is fit (`verify`), then open the pools."""
+    async def open(self, *, to_encrypt: bool = False) -> None:
+        """Check that the database is fit (`verify`), open the pools, and unlock what is encrypted.
+
+        Raises `ConfigurationError` also when it is encrypted with other keys than ours or only in part, which
+        whoever opens it `to_encrypt` it will mend.
+        """
         await self.verify()
         await self._app.open()
         await self._engine.open()
+        self._vault = await self._unlocked(to_encrypt=to_encrypt)
+
+    @property
+    def vault(self) -> Vault | None:
+        """What checkpoints are sealed with; None: they are stored in the clear."""
+        if self._vault is None and self._encryption is not None:
+            raise InvariantViolated("the database was not opened, and must not be written to in the clear")
+        return self._vault
 
     async def close(self) -> None:
         """Write what the writer was given, then close every connection. Whoever still waits for one gets
@@ -141,6 +171,12 @@ class Database:
         names = _joined(tenant_ids)
         async with self._transaction(self._app) as conn:
             await conn.execute(_SQL["work_for_tenants"], {"tenants": names})
+            yield conn
+
+    @asynccontextmanager
+    async def unbound(self) -> AsyncIterator[Connection]:
+        """A transaction that sees no tenant's rows: for what belongs to the whole database."""
+        async with self._transaction(self._app) as conn:
             yield conn
 
     @asynccontextmanager
@@ -193,6 +229,26 @@ class Database:
                             await conn.execute(_SQL["still_there"])
             except psycopg.OperationalError:
                 await asyncio.sleep(self._terms.reconnect_seconds)
+
+    async def _unlocked(self, *, to_encrypt: bool) -> Vault | None:
+        async with self.unbound() as conn:
+            found = await keys_in_use(conn)
+        if self._encryption is None:
+            require_off(found)
+            return None
+        in_the_clear = not found and await self._holds_checkpoints()
+        if not to_encrypt:
+            require_complete(found, in_the_clear=in_the_clear)
+        async with self.unbound() as conn:
+            return await unlocked(conn, self._encryption, complete=not in_the_clear)
+
+    async def _holds_checkpoints(self) -> bool:
+        async with self.engine() as conn:
+            tenants = await tenants_of(conn)
+        if not tenants:
+            return False
+        async with self.tenants(tenants) as conn:
+            return await holds_checkpoints(conn)
 
     @asynccontextmanager
     async def _transaction(

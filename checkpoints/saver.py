@@ -6,8 +6,10 @@ this one writes and the other way round.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, TypeVar, cast
 
@@ -18,6 +20,7 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    DeltaChannelHistory,
     get_checkpoint_id,
     get_serializable_checkpoint_metadata,
 )
@@ -28,10 +31,13 @@ from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
 from holdfast.checkpoints.arrays import NULL, bytes_field, integer_field, text_field
+from holdfast.checkpoints.containment import contains
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.resealing import copy_sealed
 from holdfast.checkpoints.rows import Row, Rows
+from holdfast.checkpoints.sealed_rows import ClearRows, SealedRows
 from holdfast.checkpoints.serialization import strict_serializer
 from holdfast.contracts.credentials import masked
 from holdfast.contracts.errors import InvalidRequest
@@ -66,6 +72,10 @@ class FencedSaver(AsyncPostgresSaver):
         self._database = database
         self._owner = owner
         self._pen = database.writer.pen(owner)
+        vault = database.vault
+        self._form = ClearRows() if vault is None else SealedRows(vault, owner.tenant_id)
+        self._reading = ("", "")
+        """The thread and the namespace whose delta channels are read."""
 
     async def aput(
         self,
@@ -80,18 +90,25 @@ class FencedSaver(AsyncPostgresSaver):
         values, apart = _inline_and_apart(checkpoint["channel_values"])
         where = (text_field(thread), text_field(namespace))
         parent = get_checkpoint_id(config)
+        document, told = self._form.documents(
+            (thread, namespace, checkpoint["id"]),
+            {**checkpoint, "channel_values": values},
+            get_serializable_checkpoint_metadata(config, metadata),
+            apart=apart,
+        )
         row = (
             *where,
             text_field(checkpoint["id"]),
             NULL if parent is None else text_field(parent),
-            _json_field({**checkpoint, "channel_values": values}),
-            _json_field(get_serializable_checkpoint_metadata(config, metadata)),
+            _json_field(document),
+            _json_field(told),
         )
-        blobs = [
-            (*where, text_field(channel), text_field(str(version)), *self._typed(apart[channel]))
-            for channel, version in new_versions.items()
-            if channel in apart
-        ]
+        blobs: list[Row] = []
+        for channel, version in new_versions.items():
+            if channel in apart:
+                typed = self.serde.dumps_typed(apart[channel])
+                name, kind, blob = self._form.blob((thread, namespace), channel, str(version), typed)
+                blobs.append((*where, text_field(name), text_field(str(version)), text_field(kind), bytes_field(blob)))
         await reach(Mark.CHECKPOINT_COMMITTING)
         await self._database.writer.write(self._pen, Rows(blobs=blobs, checkpoints=[row]))
         await reach(Mark.CHECKPOINT_COMMITTED)
@@ -102,20 +119,14 @@ class FencedSaver(AsyncPostgresSaver):
     ) -> None:
         place = config["configurable"]
         await self._database.writer.admit()
-        where = (
-            text_field(str(place["thread_id"])),
-            text_field(place["checkpoint_ns"]),
-            text_field(place["checkpoint_id"]),
-            text_field(task_id),
-        )
-        path = text_field(task_path)
-        told = [
-            (channel, masked(repr(value)) if isinstance(value, BaseException) else value) for channel, value in writes
-        ]
-        rows: list[Row] = [
-            (*where, integer_field(WRITES_IDX_MAP.get(channel, n)), path, text_field(channel), *self._typed(value))
-            for n, (channel, value) in enumerate(told)
-        ]
+        where = (str(place["thread_id"]), place["checkpoint_ns"], place["checkpoint_id"])
+        fixed, path = (*map(text_field, where), text_field(task_id)), text_field(task_path)
+        rows: list[Row] = []
+        for n, (channel, value) in enumerate(writes):
+            idx = WRITES_IDX_MAP.get(channel, n)
+            typed = self.serde.dumps_typed(_told(value))
+            name, kind, blob = self._form.write(where, (task_id, idx, task_path), channel, typed)
+            rows.append((*fixed, integer_field(idx), path, text_field(name), text_field(kind), bytes_field(blob)))
         # LangGraph's special channels are written anew when a task is run again; what it returned is kept as it was.
         special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         await reach(Mark.WRITES_COMMITTING)
@@ -145,24 +156,80 @@ class FencedSaver(AsyncPostgresSaver):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         # The base class yields inside its cursor, and would keep our transaction open at the reader's leisure.
-        for found in [each async for each in super().alist(config, filter=filter, before=before, limit=limit)]:
-            yield found
+        hidden = bool(filter) and isinstance(self._form, SealedRows)
+        asked = {"before": before} if hidden else {"filter": filter, "before": before, "limit": limit}
+        found = [each async for each in super().alist(config, **asked)]
+        if hidden:
+            found = [each for each in found if contains(each.metadata, filter)][:limit]
+        for each in found:
+            yield each
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        form = self._form
+        if not isinstance(form, SealedRows):
+            return await super().aget_delta_channel_history(config=config, channels=channels)
+        place = config["configurable"]
+        there = copy(self)
+        thread, namespace = str(place["thread_id"]), place.get("checkpoint_ns", "")
+        there._reading = (thread, namespace)  # noqa: SLF001  # its own
+        names = {form.channel(thread, channel): channel for channel in channels}
+        found = await super(FencedSaver, there).aget_delta_channel_history(config=config, channels=list(names))
+        told: dict[str, DeltaChannelHistory] = {}
+        for shown, history in found.items():
+            channel = names[shown]
+            told[channel] = {"writes": [(task_id, channel, value) for task_id, _, value in history["writes"]]}
+            seed = history.get("seed")
+            if isinstance(seed, _InBody):
+                where = {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": seed.checkpoint_id}
+                base = await self.aget_tuple({"configurable": where})
+                told[channel]["seed"] = None if base is None else base.checkpoint["channel_values"].get(channel)
+            elif "seed" in history:
+                told[channel]["seed"] = seed
+        return told
+
+    def _build_delta_channels_writes_history(
+        self,
+        *,
+        channels: Sequence[str],
+        chain_by_ch: Mapping[str, list[str]],
+        seed_ver_by_ch: Mapping[str, str | None],
+        seed_inline_by_ch: Mapping[str, Any],
+        stage2_rows: Sequence[Any],
+    ) -> dict[str, DeltaChannelHistory]:
+        if isinstance(self._form, SealedRows):
+            stage2_rows = [self._form.opened_delta(self._reading, row) for row in stage2_rows]
+            # The walk along the parents ends where a value was found.
+            seed_inline_by_ch = {channel: _InBody(chain_by_ch[channel][-1]) for channel in seed_inline_by_ch}
+        return super()._build_delta_channels_writes_history(
+            channels=channels,
+            chain_by_ch=chain_by_ch,
+            seed_ver_by_ch=seed_ver_by_ch,
+            seed_inline_by_ch=seed_inline_by_ch,
+            stage2_rows=stage2_rows,
+        )
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self._delete([str(thread_id)])
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         async with self._fenced(snapshot=True) as cursor:
-            await cursor.execute(_SQL["delete_checkpoints_of_runs"], {"run_ids": [str(each) for each in run_ids]})
+            marks = [self._form.run(str(each)) for each in run_ids]
+            await cursor.execute(_SQL["delete_checkpoints_of_runs"], {"run_ids": marks})
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy everything a thread has, its whole history included, to a thread that has nothing yet.
 
         Raises `Conflict` when the target has some of it already.
         """
+        source, target = str(source_thread_id), str(target_thread_id)
         async with self._fenced(snapshot=True) as cursor:
+            if isinstance(self._form, SealedRows):
+                await copy_sealed(cursor, self._form, source, target)
+                return
             for table in ("copy_checkpoints", "copy_blobs", "copy_writes"):
-                await cursor.execute(_SQL[table], {"source": str(source_thread_id), "target": str(target_thread_id)})
+                await cursor.execute(_SQL[table], {"source": source, "target": target})
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         if isinstance(thread_ids, str) or strategy not in PRUNE_STRATEGIES:
@@ -191,12 +258,9 @@ class FencedSaver(AsyncPostgresSaver):
             for table in ("delete_checkpoints", "delete_blobs", "delete_writes"):
                 await cursor.execute(_SQL[table], {"threads": threads})
 
-    def _typed(self, value: Any) -> tuple[bytes, bytes]:
-        kind, blob = self.serde.dumps_typed(value)
-        return text_field(kind), bytes_field(blob)
-
     async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
         # The base class does it in a thread for the writes alone, which costs more than it frees.
+        value = self._form.opened(value)
         place = {"thread_id": value["thread_id"], "checkpoint_ns": value["checkpoint_ns"]}
         parent, checkpoint = value["parent_checkpoint_id"], value["checkpoint"]
         values = {**(checkpoint.get("channel_values") or {}), **self._load_blobs(value["channel_values"])}
@@ -231,6 +295,13 @@ class FencedSaver(AsyncPostgresSaver):
     def _blocking(self, work: Coroutine[Any, Any, T]) -> T:
         """For a thread beside the loop, as the base class's synchronous methods."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+@dataclass(frozen=True, slots=True)
+class _InBody:
+    """The base of a delta channel that stands in a sealed checkpoint itself."""
+
+    checkpoint_id: str
 
 
 def _inline_and_apart(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -16,8 +16,10 @@ HoldfastError
 │   └── DeadlineExceeded      the run's own deadline has passed
 ├── TransientDependency       the outside failed us, perhaps not next time
 │   └── StoreUnavailable      Postgres cannot be reached, or gave up
+│       └── KeyMissing        what is stored is sealed with a key that this process does not have
 ├── PermanentDependency       the outside said no, and will again
 │   ├── UnclassifiedFailure   an exception nobody knows; its class is in the metadata
+│   ├── SealBroken            what is stored was altered or moved, or was never sealed
 │   └── InvariantViolated     should never happen; never caught
 ├── BudgetExceeded            a limit of the run, specialist or tenant would be passed
 ├── HumanRequired             a person must decide first
@@ -236,6 +238,10 @@ class StoreUnavailable(TransientDependency):
     """Postgres could not be reached or did not answer in time."""
 
 
+class KeyMissing(StoreUnavailable):
+    """What is stored is sealed with a key that this process does not have; another may. Facts: `key_id`."""
+
+
 class PermanentDependency(HoldfastError):
     """Something outside refused in a way that will not pass."""
 
@@ -244,6 +250,10 @@ class PermanentDependency(HoldfastError):
 
 class UnclassifiedFailure(PermanentDependency):
     """An exception that no table knows. Facts: `exception`, its qualified class."""
+
+
+class SealBroken(PermanentDependency):
+    """Encryption is on, and what is stored is not what was sealed there. Facts: `place`, and perhaps `key_id`."""
 
 
 class InvariantViolated(PermanentDependency):

@@ -1,5 +1,6 @@
 """Ids and randomness, the real ones."""
 
+import os
 import random
 
 from uuid_utils import uuid7
@@ -17,3 +18,8 @@ class SystemDice:
 
     def fraction(self) -> float:
         return random.random()  # noqa: S311  # jitter, not cryptography
+
+
+def unguessable(size: int) -> bytes:
+    """So many random bytes, from the system's own source: for keys and nonces."""
+    return os.urandom(size)

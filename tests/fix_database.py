@@ -17,6 +17,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import EmbeddedServer
 from holdfast.checkpoints.migrating import make_roles, upgrade
+from holdfast.checkpoints.vault import KEY_BYTES, Encryption, Keyring
+from holdfast.runtime.entropy import unguessable
 
 PASSWORD = "only-in-tests"
 _numbers = count(1)
@@ -110,8 +112,20 @@ def database_urls(postgres: ServerUnderTest, template: str) -> Iterator[Database
     postgres.drop(name)
 
 
+def encrypting(*key_ids: str, seals_with: str | None = None) -> Encryption:
+    """Encryption with keys of these ids, the last of which seals."""
+    keys = {key_id: key_id.encode().ljust(KEY_BYTES, b".") for key_id in key_ids}
+    return Encryption(Keyring(keys, seals_with=seals_with or key_ids[-1]), unguessable)
+
+
 @pytest.fixture
-async def database(database_urls: DatabaseUrls) -> AsyncIterator[Database]:
+def encryption() -> Encryption | None:
+    """What the database is encrypted with: nothing, unless the test says so."""
+    return None
+
+
+@pytest.fixture
+async def database(database_urls: DatabaseUrls, encryption: Encryption | None) -> AsyncIterator[Database]:
     """It, open, as the application sees it."""
-    async with Database(database_urls.app) as database:
+    async with Database(database_urls.app, encryption=encryption) as database:
         yield database

@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncGenerator
 
+import pytest
+from fix_database import encrypting
 from fix_house import House
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.conformance import checkpointer_test, validate
@@ -10,6 +12,7 @@ from langgraph.checkpoint.conformance.capabilities import ALL_CAPABILITIES
 from holdfast.checkpoints.saver import saver_for
 
 
+@pytest.mark.parametrize("encryption", [None, encrypting("k1")], ids=["in the clear", "encrypted"])
 async def test_saver_passes_langgraphs_conformance_kit_in_full(house: House) -> None:
     @checkpointer_test(name="FencedSaver")
     async def ours() -> AsyncGenerator[BaseCheckpointSaver[str], None]:

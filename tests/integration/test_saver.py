@@ -1,4 +1,5 @@
-"""LangGraph's checkpoints through our saver: kept apart by tenant, read strictly, and as useful as ever."""
+"""LangGraph's checkpoints through our saver, in the clear and encrypted: kept apart by tenant, read strictly, and as
+useful as ever."""
 
 import asyncio
 import operator
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import psycopg
 import pytest
-from fix_database import DatabaseUrls
+from fix_database import DatabaseUrls, encrypting
 from fix_house import House
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import RunnableConfig
@@ -27,6 +28,7 @@ from typing_extensions import TypedDict
 from holdfast.checkpoints.database import Database, PoolSizes
 from holdfast.checkpoints.saver import FencedSaver, saver_for
 from holdfast.checkpoints.serialization import declared_types, strict_serializer
+from holdfast.checkpoints.vault import Encryption
 from holdfast.contracts.errors import Conflict, LeaseLost, NotFound
 
 
@@ -47,6 +49,14 @@ class State(TypedDict, total=False):
 
 
 TABLES: Final = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
+
+
+in_the_clear = pytest.mark.parametrize("encryption", [None], ids=["in the clear"])
+
+
+@pytest.fixture(params=["in the clear", "encrypted"])
+def encryption(request: pytest.FixtureRequest) -> Encryption | None:
+    return encrypting("k1") if request.param == "encrypted" else None
 
 
 def noting(notes: list[str], writes: Sequence[list[str]]) -> list[str]:
@@ -190,9 +200,11 @@ async def test_plain_value_that_json_in_postgres_may_not_hold_comes_back_as_it_w
     assert found.checkpoint["channel_values"] == {"odd": odd}
 
 
-async def test_listing_in_a_slow_readers_hands_holds_no_connection(house: House, database_urls: DatabaseUrls) -> None:
+async def test_listing_in_a_slow_readers_hands_holds_no_connection(
+    house: House, database_urls: DatabaseUrls, encryption: Encryption | None
+) -> None:
     first = await holding(house)
-    async with Database(database_urls.app, PoolSizes(app=1, engine=1)) as database:
+    async with Database(database_urls.app, PoolSizes(app=1, engine=1), encryption=encryption) as database:
         saver = saver_for(database, first._owner)
         await compiled(saver).ainvoke({"trail": ["in"]}, on("t1"), durability="sync")
         async for each in saver.alist(on("t1")):
@@ -226,6 +238,7 @@ async def history(graph: Any, thread: str) -> list[Any]:
     ]  # fmt: skip
 
 
+@in_the_clear
 @pytest.mark.parametrize("ours_begins", [True, False])
 async def test_langgraphs_saver_and_ours_go_on_from_each_others_rows(
     house: House, database_urls: DatabaseUrls, ours_begins: bool
@@ -255,6 +268,7 @@ def noter(saver: Any) -> Any:
     return builder.compile(checkpointer=saver)
 
 
+@in_the_clear
 async def test_delta_channel_is_rebuilt_by_both_savers_across_its_snapshots(
     house: House, database_urls: DatabaseUrls
 ) -> None:
@@ -302,6 +316,7 @@ async def test_synchronous_methods_serve_a_thread_beside_the_loop(house: House) 
     assert [await kept(house, "checkpoints", thread) for thread in ("t1", "t2")] == [0, 1]
 
 
+@in_the_clear
 async def test_tables_are_those_of_langgraphs_own_setup(database: Database, empty_database: DatabaseUrls) -> None:
     """A new version of the checkpoint library that changes its tables needs a migration of ours."""
     with psycopg.connect(empty_database.admin, autocommit=True) as conn:

@@ -1,0 +1,113 @@
+"""Sealing again what stands in the database: for another thread, under another key, or for the first time."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import AsyncCursor
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.sealed_rows import SEALED, Body, SealedRows, Typed
+
+_SQL = load_queries(__name__, "resealing.sql")
+
+Cursor = AsyncCursor[DictRow]
+
+
+async def copy_sealed(cursor: Cursor, form: SealedRows, source: str, target: str) -> None:
+    """Copy a thread's rows in the caller's transaction, each sealed for its new place."""
+    await _add(cursor, target, await _resealed(cursor, form, source, target))
+
+
+async def seal_thread(cursor: Cursor, form: SealedRows, thread: str, *, clear_too: bool) -> None:
+    """Seal a thread's rows with the key in force in the caller's transaction.
+
+    Raises `SealBroken` for a row that does not open, and for one in the clear unless `clear_too`: whoever wrote it,
+    sealing it would vouch for it.
+    """
+    resealed = await _resealed(cursor, form, thread, thread, clear_too=clear_too)
+    for name in ("take_checkpoints", "take_blobs", "take_writes"):
+        await cursor.execute(_SQL[name], {"thread": thread})
+    await _add(cursor, thread, resealed)
+
+
+async def _resealed(
+    cursor: Cursor, form: SealedRows, source: str, target: str, *, clear_too: bool = False
+) -> Mapping[str, list[dict[str, Any]]]:
+    """New rows for `target` by the queries that add them, made of all that `source` has."""
+    checkpoints = await _all(cursor, "checkpoints_of_thread", source)
+    blobs = await _all(cursor, "blobs_of_thread", source)
+    writes = await _all(cursor, "writes_of_thread", source)
+    in_blobs = {(row["checkpoint_ns"], row["channel"], row["version"]) for row in blobs}
+    places = _Places(form, source, target, clear_too)
+    return {
+        "add_checkpoint": [places.checkpoint(row, in_blobs) for row in checkpoints],
+        "add_blob": [places.blob(row) for row in blobs],
+        "add_write": [places.write(row) for row in writes],
+    }
+
+
+async def _all(cursor: Cursor, query: str, thread: str) -> list[DictRow]:
+    return await (await cursor.execute(_SQL[query], {"thread": thread}, binary=True)).fetchall()
+
+
+async def _add(cursor: Cursor, thread: str, rows: Mapping[str, Iterable[dict[str, Any]]]) -> None:
+    for query, each in rows.items():
+        await cursor.executemany(_SQL[query], ({**row, "thread": thread} for row in each))
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Makes the rows of a thread anew, from where they are for where they are to be."""
+
+    form: SealedRows
+    source: str
+    target: str
+    clear_too: bool
+
+    def checkpoint(self, row: DictRow, in_blobs: set[tuple[str, str, str]]) -> dict[str, Any]:
+        where = (row["checkpoint_ns"], row["checkpoint_id"])
+        if SEALED not in row["checkpoint"] and self.clear_too:
+            body = _clear_body(row, in_blobs)
+        else:
+            body = self.form.opened_body((self.source, *where), row["checkpoint"], row["metadata"])
+        document, marks = self.form.documents(
+            (self.target, *where), body["checkpoint"], body["metadata"], apart=body["apart"]
+        )
+        return {**row, "checkpoint": Jsonb(document), "metadata": Jsonb(marks)}
+
+    def blob(self, row: DictRow) -> dict[str, Any]:
+        namespace, version, channel, typed = row["checkpoint_ns"], row["version"], row["channel"], _typed(row)
+        if not self._is_clear(typed):
+            channel, typed = self.form.opened_blob((self.source, namespace), version, channel, typed)
+        return {**row, **_named(self.form.blob((self.target, namespace), channel, version, typed))}
+
+    def write(self, row: DictRow) -> dict[str, Any]:
+        where, channel, typed = (row["checkpoint_ns"], row["checkpoint_id"]), row["channel"], _typed(row)
+        task = (row["task_id"], row["idx"], row["task_path"])
+        if not self._is_clear(typed):
+            channel, typed = self.form.opened_write((self.source, *where), task, channel, typed)
+        return {**row, **_named(self.form.write((self.target, *where), task, channel, typed))}
+
+    def _is_clear(self, typed: Typed) -> bool:
+        return self.clear_too and not typed[0].startswith(f"{SEALED}:")
+
+
+def _clear_body(row: DictRow, in_blobs: set[tuple[str, str, str]]) -> Body:
+    checkpoint = row["checkpoint"]
+    apart = [
+        channel
+        for channel, version in checkpoint["channel_versions"].items()
+        if (row["checkpoint_ns"], channel, str(version)) in in_blobs
+    ]
+    return Body(checkpoint=checkpoint, metadata=row["metadata"], apart=apart)
+
+
+def _typed(row: DictRow) -> Typed:
+    return row["type"] or "", row["blob"] or b""  # LangGraph leaves both out for a value that is not there
+
+
+def _named(fields: tuple[str, str, bytes]) -> dict[str, Any]:
+    return dict(zip(("channel", "type", "blob"), fields, strict=True))

@@ -1,0 +1,68 @@
+-- name: checkpoints_of_thread
+-- A thread's checkpoints, as they stand.
+select checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, tenant_id
+  from checkpoints
+ where thread_id = %(thread)s
+
+-- name: blobs_of_thread
+-- A thread's blobs, as they stand.
+select checkpoint_ns, channel, version, type, blob, tenant_id
+  from checkpoint_blobs
+ where thread_id = %(thread)s
+
+-- name: writes_of_thread
+-- A thread's writes, as they stand.
+select checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path, tenant_id
+  from checkpoint_writes
+ where thread_id = %(thread)s
+
+-- name: add_checkpoint
+-- Write a checkpoint of a thread.
+insert into checkpoints
+       (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, tenant_id)
+values (%(thread)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(parent_checkpoint_id)s, %(checkpoint)s, %(metadata)s,
+        %(tenant_id)s)
+
+-- name: add_blob
+-- Write a blob of a thread.
+insert into checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob, tenant_id)
+values (%(thread)s, %(checkpoint_ns)s, %(channel)s, %(version)s, %(type)s, %(blob)s, %(tenant_id)s)
+
+-- name: add_write
+-- Write a write of a thread.
+insert into checkpoint_writes
+       (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path, tenant_id)
+values (%(thread)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(idx)s, %(channel)s, %(type)s, %(blob)s,
+        %(task_path)s, %(tenant_id)s)
+
+-- name: take_checkpoints
+-- Take out a thread's checkpoints.
+delete from checkpoints where thread_id = %(thread)s
+
+-- name: take_blobs
+-- Take out a thread's blobs.
+delete from checkpoint_blobs where thread_id = %(thread)s
+
+-- name: take_writes
+-- Take out a thread's writes.
+delete from checkpoint_writes where thread_id = %(thread)s
+
+-- name: threads_to_seal
+-- Threads of a tenant with rows that are not sealed with the key in force.
+select thread_id
+  from (select thread_id from checkpoints where checkpoint ->> 'key' is distinct from %(key_id)s
+         union
+        select thread_id from checkpoint_blobs where type is distinct from %(type)s
+         union
+        select thread_id from checkpoint_writes where type is distinct from %(type)s) stale
+ where %(after)s::text is null or thread_id > %(after)s
+ order by thread_id
+ limit %(limit)s
+
+-- name: holds_old_checkpoints
+-- Whether a tenant has checkpoints from before LangGraph kept a task's sends with the checkpoint itself.
+select exists (select from checkpoints where (checkpoint ->> 'v')::integer < 4) as found
+
+-- name: runs_under_way
+-- Whether any worker holds a run; for the engine.
+select exists (select from leases where expires_at > clock_timestamp()) as found
