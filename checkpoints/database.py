@@ -135,9 +135,13 @@ class Database:
         whoever opens it `to_encrypt` it will mend.
         """
         await self.verify()
-        await self._app.open()
-        await self._engine.open()
-        self._vault = await self._unlocked(to_encrypt=to_encrypt)
+        try:
+            await self._app.open()
+            await self._engine.open()
+            self._vault = await self._unlocked(to_encrypt=to_encrypt)
+        except BaseException:
+            await self.close()  # nobody else will: whoever opens it in a block does not get into it
+            raise
 
     @property
     def vault(self) -> Vault | None:

@@ -203,9 +203,8 @@ class SealedRows:
         return {**row, "type": kind, "blob": blob}
 
     def _value(self, place: tuple[str, ...], thread_id: str, channel: str, typed: Typed) -> tuple[str, str, bytes]:
-        kind, value = typed
-        name, shown = _name(channel), self.channel(thread_id, channel)
-        plain = b"".join((_HEAD.pack(len(name), len(kind)), name, kind.encode(), value))
+        kind, name, shown = typed[0].encode(), _name(channel), self.channel(thread_id, channel)
+        plain = b"".join((_HEAD.pack(len(name), len(kind)), name, kind, typed[1]))
         sealed = self._vault.seal(self._tenant_id, (*place, shown), plain)
         return shown, sealed_type(self._vault.seals_with), sealed
 
@@ -256,5 +255,5 @@ def _never_sealed(place: Sequence[str]) -> SealBroken:
     return SealBroken(
         f"{described(place)} is not encrypted, and encryption is on: it was written without, or by somebody else. "
         "`holdfast db encrypt` encrypts what was there before",
-        place=list(place[:4]),
+        place=list(place),
     )

@@ -24,7 +24,9 @@ KEY_BYTES = 32
 _NONCE_BYTES = 12
 _TENANTS_AT_ONCE = 1024
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_VERSION = b"holdfast seal 1"
+_VERSION = "holdfast seal 1"
+_SHOWN = 4
+"""So much of a place is shown: the table, the thread, the namespace, and a checkpoint's id or a blob's version."""
 
 
 class _Cipher(Protocol):
@@ -75,7 +77,7 @@ class Keyring:
                 f"{', '.join(map(repr, self._keys))}; add it to HOLDFAST_ENCRYPTION__KEYS",
                 key_id=key_id,
             )
-        return hmac.digest(key, joined(_VERSION.decode(), purpose), "sha256")
+        return hmac.digest(key, joined(_VERSION, purpose), "sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +129,12 @@ class Vault:
                 f"{described(place)} does not open with the key {key_id!r}: it was altered or stood elsewhere, or "
                 "another key has this id here; nothing was changed",
                 key_id=key_id,
-                place=list(place[:4]),
+                place=list(place[:_SHOWN]),
             ) from None
 
     def pseudonym(self, tenant_id: str, *words: str) -> str:
         """The same for the same words of a tenant, and no word of it. 128 bits."""
-        return hmac.digest(self.names_key, joined(_VERSION.decode(), tenant_id, *words), "sha256")[:16].hex()
+        return hmac.digest(self.names_key, joined(_VERSION, tenant_id, *words), "sha256")[:16].hex()
 
     def _derived_cipher(self, key_id: str, tenant_id: str) -> _Cipher:
         return cipher(self._keyring.derived(key_id, f"values of {tenant_id}"))
@@ -145,9 +147,8 @@ def joined(*parts: str) -> bytes:
 
 
 def described(place: Sequence[str]) -> str:
-    """A place in words: its table, and whose row it is."""
-    table, thread_id, *_ = place
-    return f"a row of {table} of thread {thread_id}"
+    """A place in words: its table, and what says which row it is."""
+    return f"a row of {place[0]} ({' / '.join(place[1:_SHOWN])})"
 
 
 def cipher(key: bytes) -> _Cipher:

@@ -44,6 +44,7 @@ from holdfast.runtime.sessions import Doors, Gate, SaverFor
 from holdfast.runtime.wake import Wake
 from holdfast.runtime.worker import Worker, WorkerTerms
 from holdfast.server.catalog import read_catalog
+from holdfast.server.encryption import encryption
 from holdfast.server.settings import Settings, load_settings
 from holdfast.server.telemetry import telemetry
 from holdfast.telemetry.logs import logger
@@ -73,7 +74,8 @@ async def open_runtime(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast"))
     async with AsyncExitStack() as stack:
         stack.enter_context(telemetry(settings.telemetry))
-        database = await stack.enter_async_context(Database(await _database_url(settings, stack)))
+        url = await database_url(settings, stack)
+        database = await stack.enter_async_context(Database(url, encryption=encryption(settings.encryption)))
         store = PostgresStore(database, SystemIds())
         for tenant in settings.all_tenants():
             await store.tenants.put(tenant)
@@ -104,7 +106,8 @@ def open_blocking_runtime(
             yield BlockingRuntime(runtime, portal)
 
 
-async def _database_url(settings: Settings, stack: AsyncExitStack) -> str:
+async def database_url(settings: Settings, stack: AsyncExitStack) -> str:
+    """The application's address of the settings' database, or of an embedded one that runs as long as `stack`."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     server = await stack.enter_async_context(embedded_server(settings.embedded_folder))

@@ -230,6 +230,17 @@ def status(as_json: Json = False) -> int:
     return _done(commands.status(_session(as_json)))
 
 
+@db.command()
+def encrypt(
+    clear_too: Annotated[
+        bool, typer.Option("--clear-too", help="Also what was written in the clear to an encrypted database.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Encrypt what the database holds: for the first time, or with a new key."""
+    return _done(commands.encrypt(_session(as_json), clear_too=clear_too))
+
+
 def main(args: list[str] | None = None) -> int:
     """Run one command and return its exit code. No traceback reaches the reader, unless `--debug` asks for it."""
     given = sys.argv[1:] if args is None else args

@@ -3,14 +3,14 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from holdfast.checkpoints import migrating
+from holdfast.checkpoints import encrypting, migrating
 from holdfast.checkpoints.embedded import embedded_server
 from holdfast.contracts.approvals import Approval, DecisionType
 from holdfast.contracts.chain import Verification
@@ -19,8 +19,9 @@ from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run, RunResult, RunStatus
 from holdfast.runtime.runtime import RunHandle, Runtime
 from holdfast.server import documents, render
-from holdfast.server.bootstrap import open_runtime
+from holdfast.server.bootstrap import database_url, open_runtime
 from holdfast.server.catalog import read_catalog
+from holdfast.server.encryption import encryption
 from holdfast.server.exits import Exit
 from holdfast.server.settings import Settings
 
@@ -208,6 +209,24 @@ async def status(session: Session) -> Exit:
         render.json_document(session.console, documents.standing_document(standing))
     else:
         render.standing(session.console, standing)
+    return Exit.OK
+
+
+async def encrypt(session: Session, *, clear_too: bool) -> Exit:
+    """Encrypt what the database holds, with the key in force."""
+    wanted = encryption(session.settings.encryption)
+    if wanted is None:
+        raise ConfigurationError(
+            "there is no key: set HOLDFAST_ENCRYPTION__KEYS, such as "
+            '\'{"2026-11": "…"}\' with the output of `openssl rand -base64 32`'
+        )
+    async with AsyncExitStack() as stack:
+        done = await encrypting.encrypt(await database_url(session.settings, stack), wanted, clear_too=clear_too)
+    key_id = wanted.keyring.seals_with
+    words = f"encrypted {done.threads} thread(s) with {key_id}" if done.threads else f"all is encrypted with {key_id}"
+    if done.retired:
+        words += f"; no process needs {', '.join(done.retired)} any more"
+    _say(session, {"key_id": key_id, "threads": done.threads, "retired": list(done.retired)}, words)
     return Exit.OK
 
 

