@@ -168,7 +168,7 @@ def _encryption(settings: Settings) -> Check:
     try:
         wanted = encryption(settings.encryption)
         if wanted is None:
-            return Check("keys", "ok", "none: checkpoints are stored in the clear (set HOLDFAST_ENCRYPTION__KEYS to encrypt them)")
+            return Check("keys", "ok", "none, so nothing is encrypted (HOLDFAST_ENCRYPTION__KEYS would)")
         cipher(wanted.keyring.derived(wanted.keyring.seals_with, "a try"))
     except HoldfastError as error:
         return Check("keys", "fail", error.message)

@@ -86,7 +86,7 @@ class EncryptionTerms(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     keys: Mapping[str, SecretStr] = Field(default_factory=dict, repr=False)
-    """Keys by their ids: 32 random bytes each, in base64. None: nothing is encrypted."""
+    """Keys by their ids: 32 random bytes each, in base64. Without any, nothing is encrypted."""
     key_id: str | None = None
     """The one to write with; the others open what was written before. May be left out while there is only one."""
 
