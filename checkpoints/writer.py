@@ -14,12 +14,14 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakValueDictionary
 
 import psycopg
 
 from holdfast.checkpoints.arrays import INTEGER, TEXT, array, integer_field, text_field
 from holdfast.checkpoints.fence import lost
+from holdfast.checkpoints.giving_up import NO_TIME_LEFT, Waiting, in_time
 from holdfast.checkpoints.line import Line
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.rows import Rows, columns, columns_replacing
@@ -103,6 +105,7 @@ class CheckpointWriter:
         self._queued_bytes = 0
         self._pens: WeakValueDictionary[tuple[RunId, int], Pen] = WeakValueDictionary()
         self._shift = Shift(self._work, name="checkpoint writer")
+        self._waiting = Waiting()
         self._door = asyncio.Lock()
         self._outside = 0
         self._less = asyncio.Event()
@@ -126,7 +129,7 @@ class CheckpointWriter:
             return
         self._outside += 1
         try:
-            async with self._door:
+            async with in_time(), self._door:
                 while self._queued_bytes >= self._terms.queue_bytes:
                     self._less.clear()
                     await self._less.wait()
@@ -137,8 +140,8 @@ class CheckpointWriter:
         """Returns when `rows` are committed. Cancelling the wait does not take them back.
 
         Raises `LeaseLost` when the pen's owner holds its run no more, `StoreUnavailable` when the database could not
-        be reached in time, `InvalidRequest` or `NotFound` for a row that it will not have; and the same for every
-        later write with this pen.
+        be reached in time (the batch goes on without those who gave up waiting), `InvalidRequest` or `NotFound` for a
+        row that it will not have; and the same for every later write with this pen.
         """
         if self._closed:
             raise StoreUnavailable("the database was closed; nothing is written any more")
@@ -147,7 +150,7 @@ class CheckpointWriter:
         self._queue.append(write)
         self._queued_bytes += rows.size
         self._shift.begin()
-        await write.done
+        await self._waiting.answer(write.done, partial(self._give_up, write))
 
     async def close(self) -> None:
         """Commit what was handed in, refuse what comes, and give the connection back."""
@@ -240,6 +243,9 @@ class CheckpointWriter:
             await self._commit(batch, asked=asked + 1)
         else:
             self._stop(batch, StoreUnavailable(f"the lease of run {owner.run_id} was locked each time it was needed"))
+
+    def _give_up(self, write: _Write) -> None:
+        self._stop([write], StoreUnavailable(f"Postgres did not commit in time: {NO_TIME_LEFT}"))
 
     def _stop(self, batch: Iterable[_Write], trouble: HoldfastError) -> None:
         for write in batch:

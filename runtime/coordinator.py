@@ -28,6 +28,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.ids import BudgetId
 from holdfast.contracts.marks import Mark, reach
+from holdfast.contracts.patience import patient
 from holdfast.contracts.runs import Run
 from holdfast.gateway.closing import written
 from holdfast.nodes.session import RunSession, entered_session
@@ -74,7 +75,8 @@ class Coordinator:
     async def execute(self, hold: Hold, control: RunControl) -> None:
         """Run the graph of a claimed run until it ends, rests, is drained or is lost, and commit which it was."""
         try:
-            await self._execute(hold, control)
+            with patient(hold.seconds_left):  # a database that has gone deaf holds no run past its lease
+                await self._execute(hold, control)
         except (LeaseLost, StoreUnavailable) as error:
             # Nothing can be written: the lease runs out by itself and another worker takes the run over.
             log.warning("attempt_lost", run_id=hold.claim.run_id, epoch=hold.owner.epoch, reason=str(error))
