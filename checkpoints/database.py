@@ -10,7 +10,7 @@ off by the network) is found out here: a transaction that is not over in time ha
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -46,6 +46,8 @@ _SQL = load_queries(__name__, "database.sql")
 _OLDEST_SERVER = 160_000
 _LISTEN_CHECK_SECONDS = 30.0
 _ANSWER_GRACE_SECONDS = 1.0
+_PLACE_SECONDS = 2.0
+"""Whoever waits for a connection keeps the place in the pool's queue so long, before it is seen whether to go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +159,9 @@ class Database:
         """Write what the writer was given, then close every connection. Whoever still waits for one gets
         `StoreUnavailable`.
         """
-        async with AsyncExitStack() as closing:
+        async with asyncio.TaskGroup() as closing:
             for part in (self._engine, self._app, self.reader, self.writer):
-                closing.push_async_callback(part.close)
+                closing.create_task(part.close())
 
     @asynccontextmanager
     async def tenant(self, tenant_id: str, *, snapshot: bool = False) -> AsyncIterator[Connection]:
@@ -283,7 +285,7 @@ class Database:
         ends_at = loop.time() + self._terms.acquire_seconds
         while True:
             left = ends_at - loop.time()
-            seconds = left if patience is None else min(left, patience())
+            seconds = left if patience is None else min(left, patience(), _PLACE_SECONDS)
             if seconds <= 0:
                 raise psycopg.OperationalError("it was not waited for any longer, by the run's lease or deadline")
             try:

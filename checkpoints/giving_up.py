@@ -21,6 +21,7 @@ Connection = AsyncConnection[DictRow]
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.1
+"""How soon it is seen that someone's patience is at its end. It may have grown meanwhile, or shrunk."""
 NO_TIME_LEFT = "there is none left, by the run's lease or deadline"
 
 
@@ -29,7 +30,7 @@ def hanging_up_after(conn: Connection, seconds: float) -> Iterator[None]:
     """Shut the connection's socket when the block takes longer than this, or than whoever waits has patience for.
 
     Cancelling would not do: psycopg then asks the server to cancel and waits for its answer, and a deaf one gives
-    none. A shut socket ends every wait on it, at once and with an error.
+    none.
     """
     watch = _Watch(conn, seconds)
     try:
@@ -55,7 +56,7 @@ async def in_time() -> AsyncIterator[None]:
 
     def look() -> None:
         if not timer.expired():
-            timer.reschedule(loop.time() + patience())  # it may have grown
+            timer.reschedule(loop.time() + patience())
             looks[:] = [loop.call_later(_LOOK_SECONDS, look)]
 
     try:
@@ -107,8 +108,15 @@ class Waiting:
         self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look, context=Context())
 
 
+def hang_up(conn: Connection) -> None:
+    """End every wait on the connection, at once and with an error."""
+    if not conn.closed:
+        with socket.socket(fileno=socket.dup(conn.fileno())) as wire:
+            wire.shutdown(socket.SHUT_RDWR)
+
+
 class _Watch:
-    """Over one connection. Patience that has grown meanwhile is looked at again."""
+    """Over one connection, while someone waits for it."""
 
     def __init__(self, conn: Connection, seconds: float) -> None:
         self.hung_up = False
@@ -116,7 +124,7 @@ class _Watch:
         self._patience = patience_here()
         self._loop = asyncio.get_running_loop()
         self._ends_at = self._loop.time() + seconds
-        self._timer = self._loop.call_later(self._left(), self._look)
+        self._timer = self._again(self._left())
 
     def over(self) -> None:
         self._timer.cancel()
@@ -125,10 +133,12 @@ class _Watch:
         left = self._ends_at - self._loop.time()
         return left if self._patience is None else min(left, self._patience())
 
+    def _again(self, left: float) -> asyncio.TimerHandle:
+        return self._loop.call_later(left if self._patience is None else min(left, _LOOK_SECONDS), self._look)
+
     def _look(self) -> None:
         if (left := self._left()) > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        elif not self._conn.closed:
+            self._timer = self._again(left)
+        else:
             self.hung_up = True
-            with socket.socket(fileno=socket.dup(self._conn.fileno())) as wire:
-                wire.shutdown(socket.SHUT_RDWR)
+            hang_up(self._conn)

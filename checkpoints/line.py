@@ -13,13 +13,14 @@ from psycopg.rows import DictRow
 
 from holdfast.checkpoints.arrays import register_arrays
 from holdfast.checkpoints.giving_up import Connection as Connection
-from holdfast.checkpoints.giving_up import hanging_up_after
+from holdfast.checkpoints.giving_up import hang_up, hanging_up_after
 from holdfast.checkpoints.queries import load_queries
 
 _SQL = load_queries(__name__, "line.sql")
 _MOST_TENANTS = 128
 """So many are kept in the session's setting; beyond that, it is set anew to those of the statement alone."""
 _LONGEST_PAUSE_SECONDS = 1.0
+_LAST_ANSWER_SECONDS = 5.0
 
 
 class Line:
@@ -65,8 +66,10 @@ class Line:
             pause = min(pause * 2 or 0.02, _LONGEST_PAUSE_SECONDS)
 
     def be_impatient(self) -> None:
-        """From now on, a lost connection is not healed any more."""
+        """From now on, a lost connection is not healed any more, and a deaf one is soon found out."""
         self._heals = False
+        if self._conn is not None:
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, hang_up, self._conn)
 
     async def close(self) -> None:
         """Give the connection back. The line can be used again."""
