@@ -37,18 +37,18 @@ class PostgresApprovals:
     async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
         async with self._database.tenant(owner.tenant_id) as conn:
             await hold(conn, owner)
-            asked = await _one(conn, "ask_approval", _columns(owner, request) | {"approval_id": self._ids.new()})
+            columns = _columns(owner, request) | {"approval_id": self._ids.new()}
+            asked = await _one(conn, "ask_approval", columns)
+            if asked is None:
+                # A question that was withdrawn with its run is asked anew by the run that goes on for it.
+                await conn.execute(_SQL["set_aside_withdrawn"], columns)
+                asked = await _one(conn, "ask_approval", columns)
             if asked is not None:
                 await write_events(
                     conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=[event]
                 )
                 return asked
-            interrupt = {
-                "tenant_id": owner.tenant_id,
-                "thread_id": owner.thread_id,
-                "interrupt_id": request.interrupt_id,
-            }
-            there = await _one(conn, "approval_of_interrupt", interrupt)
+            there = await _one(conn, "approval_of_interrupt", columns)
             assert there is not None, "the interrupt was asked already"
             return there
 

@@ -8,6 +8,13 @@ values (%(approval_id)s, %(tenant_id)s, %(run_id)s, %(thread_id)s, %(interrupt_i
     on conflict (thread_id, interrupt_id) do nothing
 returning *
 
+-- name: set_aside_withdrawn
+-- Let go of an interrupt whose question was withdrawn, so that it can be asked anew.
+update approvals
+   set interrupt_id = interrupt_id || ' withdrawn ' || approval_id
+ where tenant_id = %(tenant_id)s and thread_id = %(thread_id)s and interrupt_id = %(interrupt_id)s
+   and status = 'withdrawn'
+
 -- name: get_approval
 -- A tenant's approval by its id.
 select *

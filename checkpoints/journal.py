@@ -56,7 +56,7 @@ class PostgresJournal:
                 # It was there, or another writer of ours has just committed it: the unique constraint has waited.
                 found = await _existing(conn, owner, intent)
                 record = _record(found)
-                if not counts_as_no_outcome(record):
+                if not counts_as_no_outcome(record, for_run=owner.run_id):
                     return Unknown(record) if record.status in _WITHOUT_OUTCOME else Recorded(record)
                 granted_before = found["grant_id"]
                 again = _intent_columns(owner, intent) | {"call_id": record.call_id}
@@ -75,11 +75,18 @@ class PostgresJournal:
             row = await _locked(conn, owner, call_id)
             if row["status"] not in _WITHOUT_OUTCOME:
                 raise Conflict(f"call {call_id} has an outcome ({row['status']}); it is not sent again")
-            before, path = usage_from_json(row["reserved"]), _path(row)
-            changes = {"call_id": call_id, "epoch": owner.epoch, "reserved": Jsonb(usage_to_json(reservation))}
+            before, path, last = usage_from_json(row["reserved"]), _path(row), _last_run(row)
+            paying = [BudgetId(owner.run_id) if budget == BudgetId(last) else budget for budget in path]
+            changes = {
+                "call_id": call_id,
+                "run_id": owner.run_id,
+                "epoch": owner.epoch,
+                "budgets": paying,
+                "reserved": Jsonb(usage_to_json(reservation)),
+            }
             resent = await _changed(conn, "resend_call", changes)
             await settle(conn, owner.tenant_id, path, reserved=before, used=before)
-            await reserve(conn, owner.tenant_id, path, reservation)
+            await reserve(conn, owner.tenant_id, paying, reservation)
             await _write(conn, owner, [replace(event, call_id=call_id)])
             return _record(resent)
 
@@ -223,6 +230,7 @@ def _record(row: Row) -> CallRecord:
         call_id=CallId(str(row["call_id"])),
         tenant_id=TenantId(row["tenant_id"]),
         run_id=RunId(str(row["run_id"])),
+        last_run_id=_last_run(row),
         identity=_identity(row),
         agent_name=row["agent_name"],
         request=json.loads(row["request"]),
@@ -261,6 +269,11 @@ def _identity(row: Row) -> CallIdentity:
         occurrence=row["occurrence"],
         fork=row["fork"],
     )
+
+
+def _last_run(row: Row) -> RunId:
+    """The run that sent a call last: a resumed one may have sent it again for the one that opened it."""
+    return RunId(str(row["sent_by"] or row["run_id"]))
 
 
 def _path(row: Row) -> list[BudgetId]:

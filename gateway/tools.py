@@ -137,7 +137,7 @@ class ToolExecutor:
     async def _earlier(self, identity: CallIdentity, scope: Scope) -> CallRecord | None:
         """The call's record, unless it is a failure that may be tried again."""
         record = await self._journal.find(scope.tenant.tenant_id, scope.owner.thread_id, identity.key)
-        return None if record is None or counts_as_no_outcome(record) else record
+        return None if record is None or counts_as_no_outcome(record, for_run=scope.owner.run_id) else record
 
     async def _replayed(self, record: CallRecord, request: ToolRequest, scope: Scope) -> ToolResult:
         event = drafted(EventKind.TOOL_REPLAYED, record.identity, call_id=record.call_id, status=record.status)

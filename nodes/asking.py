@@ -53,13 +53,19 @@ async def dispatched(
 
 async def _latest(session: RunSession, identity: CallIdentity) -> Approval | None:
     """The approval asked last for this call. Each that was asked before has had a place in the task's order of
-    questions, and has it again. A grant that has run out unused is as good as none: the person is asked anew."""
+    questions, and has it again. A grant that has run out unused, or was used for an earlier run, is as good as none:
+    the person is asked anew."""
     asked = await session.approvals.of_call(session.owner.tenant_id, session.owner.thread_id, identity.key)
     for approval in asked:
         if approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN):
             pass_question(answer_to(approval))
     latest = asked[-1] if asked else None
-    return None if latest is not None and _ran_out(latest) else latest
+    return None if latest is None or _ran_out(latest) or _used_up(latest, session) else latest
+
+
+def _used_up(approval: Approval, session: RunSession) -> bool:
+    """Whether the grant was used by a run that has ended: the run that goes on for it needs one of its own."""
+    return approval.used_at is not None and approval.run_id != session.owner.run_id
 
 
 def _ran_out(approval: Approval) -> bool:
