@@ -7,8 +7,8 @@ from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
-from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.records import Records, document, event_row
 from holdfast.contracts.approvals import Approval, ApprovalRequest, ApprovalStatus, DecisionType, Ruling
 from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import Conflict, InvalidRequest, NotFound
@@ -35,22 +35,32 @@ class PostgresApprovals:
         self._ids = ids
 
     async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
-        async with self._database.tenant(owner.tenant_id) as conn:
-            await hold(conn, owner)
-            columns = _columns(owner, request) | {"approval_id": self._ids.new()}
-            asked = await _one(conn, "ask_approval", columns)
-            if asked is None:
-                # A question that was withdrawn with its run is asked anew by the run that goes on for it.
-                await conn.execute(_SQL["set_aside_withdrawn"], columns)
-                asked = await _one(conn, "ask_approval", columns)
+        async with self._database.owned(owner) as conn:
+            asked = await _one(conn, "ask_approval", _columns(owner, request) | {"approval_id": self._ids.new()})
             if asked is not None:
                 await write_events(
                     conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=[event]
                 )
                 return asked
-            there = await _one(conn, "approval_of_interrupt", columns)
+            interrupt = {
+                "tenant_id": owner.tenant_id,
+                "thread_id": owner.thread_id,
+                "interrupt_id": request.interrupt_id,
+            }
+            there = await _one(conn, "approval_of_interrupt", interrupt)
             assert there is not None, "the interrupt was asked already"
             return there
+
+    async def stage(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> None:
+        if owner.attached:
+            await self.ask(owner, request, event=event)
+            return
+        approval_id = self._ids.new()
+        records = Records(
+            questions=[document(_facts(owner, request) | {"approval_id": approval_id})],
+            events=[event_row(event, owner.attempt, needs=approval_id)],
+        )
+        self._database.writer.stage(self._database.writer.pen(owner), request.task_id, records)
 
     async def get(self, tenant_id: TenantId, approval_id: ApprovalId) -> Approval:
         async with self._database.tenant(tenant_id) as conn:
@@ -65,14 +75,9 @@ class PostgresApprovals:
         async with self._database.tenant(tenant_id) as conn:
             return await _one(conn, "approval_of_interrupt", wanted)
 
-    async def of_call(self, tenant_id: TenantId, thread_id: ThreadId, identity_key: str) -> Sequence[Approval]:
-        wanted = {
-            "tenant_id": tenant_id,
-            "thread_id": uuid_text(thread_id, what="thread"),
-            "identity_key": identity_key,
-        }
-        async with self._database.tenant(tenant_id) as conn:
-            return await _all(conn, "approvals_of_call", wanted)
+    async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Sequence[Approval]:
+        rows = await self._database.reader.approvals(tenant_id, uuid_text(thread_id, what="thread"), task_id)
+        return [approval_from(row) for row in rows]
 
     async def find(
         self,
@@ -211,19 +216,18 @@ async def _all(conn: Connection, query: str, wanted: Mapping[str, Any]) -> Seque
     return [approval_from(row) for row in await (await conn.execute(_SQL[query], wanted)).fetchall()]
 
 
-def _columns(owner: Owner, request: ApprovalRequest) -> dict[str, Any]:
+def _facts(owner: Owner, request: ApprovalRequest) -> dict[str, Any]:
+    """The columns of a question, as JSON has them."""
     return {
-        "tenant_id": owner.tenant_id,
-        "run_id": owner.run_id,
         "thread_id": owner.thread_id,
         "interrupt_id": request.interrupt_id,
         "kind": request.kind,
         "node": request.node,
         "task_id": request.task_id,
-        "payload": Jsonb(plain(request.payload)),
+        "payload": plain(request.payload),
         "allowed": list(request.allowed),
         "tool_name": request.tool_name,
-        "args": None if request.args is None else Jsonb(plain(request.args)),
+        "args": None if request.args is None else plain(request.args),
         "args_digest": request.args_digest,
         "policy_version": request.policy_version,
         "rule": request.rule,
@@ -231,6 +235,12 @@ def _columns(owner: Owner, request: ApprovalRequest) -> dict[str, Any]:
         "identity_key": request.identity_key,
         "expires_in_seconds": request.expires_in_seconds,
     }
+
+
+def _columns(owner: Owner, request: ApprovalRequest) -> dict[str, Any]:
+    facts = _facts(owner, request)
+    documents = {"payload": Jsonb(facts["payload"]), "args": None if facts["args"] is None else Jsonb(facts["args"])}
+    return facts | {"tenant_id": owner.tenant_id, "run_id": owner.run_id} | documents
 
 
 def approval_from(row: dict[str, Any]) -> Approval:

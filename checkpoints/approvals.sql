@@ -8,13 +8,6 @@ values (%(approval_id)s, %(tenant_id)s, %(run_id)s, %(thread_id)s, %(interrupt_i
     on conflict (thread_id, interrupt_id) do nothing
 returning *
 
--- name: set_aside_withdrawn
--- Let go of an interrupt whose question was withdrawn, so that it can be asked anew.
-update approvals
-   set interrupt_id = interrupt_id || ' withdrawn ' || approval_id
- where tenant_id = %(tenant_id)s and thread_id = %(thread_id)s and interrupt_id = %(interrupt_id)s
-   and status = 'withdrawn'
-
 -- name: get_approval
 -- A tenant's approval by its id.
 select *
@@ -26,13 +19,6 @@ select *
 select *
   from approvals
  where tenant_id = %(tenant_id)s and thread_id = %(thread_id)s and interrupt_id = %(interrupt_id)s
-
--- name: approvals_of_call
--- The approvals that were asked for a call, oldest first, and whether their time has run out.
-select *, expires_at <= clock_timestamp() as overdue
-  from approvals
- where tenant_id = %(tenant_id)s and thread_id = %(thread_id)s and identity_key = %(identity_key)s
- order by created_at, approval_id
 
 -- name: find_approvals
 -- A tenant's approvals, oldest first.

@@ -4,7 +4,7 @@ psycopg writes a list item by item when it is sent. Here the items are encoded w
 brings them: what cannot be encoded is refused there and then, and a batch of thousands is one join per column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from struct import Struct
 
 from psycopg.abc import AdaptContext, Buffer
@@ -56,6 +56,15 @@ def array(element: int, fields: Sequence[bytes]) -> Array:
     if not fields:
         return Array(_HEADER.pack(0, 0, element, 0, 0)[:12])
     return Array(_HEADER.pack(1, 1, element, len(fields), 1) + b"".join(fields))
+
+
+def columns(prefix: str, types: Mapping[str, int], rows: Iterable[Sequence[bytes]]) -> Mapping[str, Array]:
+    """Rows of encoded fields as one array per column, named `<prefix>_<column>`."""
+    fields = list(zip(*rows, strict=True)) or [()] * len(types)
+    return {
+        f"{prefix}_{name}": array(element, column)
+        for (name, element), column in zip(types.items(), fields, strict=True)
+    }
 
 
 def register_arrays(context: AdaptContext) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.checkpoints.database import Connection, Database
-from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.records import Records, event_row
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.chain import Head, Link
 from holdfast.contracts.errors import InvariantViolated
@@ -72,11 +72,25 @@ class PostgresEvents:
         self._database = database
 
     async def append(self, owner: Owner, events: Sequence[EventDraft]) -> None:
-        async with self._database.tenant(owner.tenant_id) as conn:
-            await hold(conn, owner)
-            await write_events(
-                conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=events
-            )
+        if owner.attached:
+            async with self._database.owned(owner) as conn:
+                await write_events(
+                    conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=events
+                )
+            return
+        await self._database.writer.write(self._database.writer.pen(owner), records=_records(owner, events))
+
+    async def later(self, owner: Owner, events: Sequence[EventDraft]) -> None:
+        if owner.attached:
+            await self.append(owner, events)
+            return
+        self._database.writer.later(self._database.writer.pen(owner), _records(owner, events))
+
+    async def stage(self, owner: Owner, task_id: str, events: Sequence[EventDraft]) -> None:
+        if owner.attached:
+            await self.append(owner, events)
+            return
+        self._database.writer.stage(self._database.writer.pen(owner), task_id, _records(owner, events))
 
     async def links(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Link]:
         wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run"), "after": after, "limit": limit}
@@ -100,6 +114,10 @@ class PostgresEvents:
         async with self._database.tenant(tenant_id) as conn:
             found = await conn.execute(_SQL["read_events"], wanted)
             return [_event(row) for row in await found.fetchall()]
+
+
+def _records(owner: Owner, events: Sequence[EventDraft]) -> Records:
+    return Records(events=[event_row(draft, owner.attempt) for draft in events])
 
 
 def _event(row: dict[str, Any]) -> Event:

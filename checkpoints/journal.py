@@ -1,17 +1,26 @@
-"""The journal on Postgres: each intent and each outcome is one fenced commit, with its money and its event."""
+"""The journal on Postgres: each intent and each outcome is one fenced commit, with its money and its event.
 
+An intent that is new, and an outcome of what was opened here, are committed together with whatever else the runs of
+this process have to write (`writer.py`). All that is out of the ordinary has a transaction of its own: a call that is
+recorded already, a grant to be used up, a budget that is locked or may have no room.
+"""
+
+import asyncio
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
-from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.ledger import reserve, settle, usage_from_json, usage_to_json
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.records import Records, document, event_row
 from holdfast.contracts.calls import (
     CallIdentity,
     CallIntent,
@@ -25,7 +34,14 @@ from holdfast.contracts.calls import (
     Unknown,
 )
 from holdfast.contracts.canonical import canonical
-from holdfast.contracts.errors import Conflict, ErrorType, InvariantViolated, NotFound
+from holdfast.contracts.errors import (
+    Conflict,
+    ErrorType,
+    HoldfastError,
+    InvariantViolated,
+    NotFound,
+    TransientDependency,
+)
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import Usage
@@ -37,6 +53,8 @@ from holdfast.policies.replay import counts_as_no_outcome
 
 _SQL = load_queries(__name__, "journal.sql")
 _WITHOUT_OUTCOME = frozenset({"open", "unknown"})
+_MOST_REMEMBERED = 10_000
+"""Open calls; of those beyond, the oldest are read again when they are closed."""
 
 Row = Mapping[str, Any]
 
@@ -46,62 +64,39 @@ class PostgresJournal:
 
     def __init__(self, database: Database, ids: Ids) -> None:
         self._database = database
+        self._writer = database.writer
+        self._open: OrderedDict[CallId, CallRecord] = OrderedDict()
+        """What was opened here and is not closed yet: a call is closed without being read again."""
 
     async def open(self, owner: Owner, intent: CallIntent, *, event: EventDraft) -> Opened:
-        async with self._database.tenant(owner.tenant_id) as conn:
-            await hold(conn, owner)
-            opened = await _execute(conn, "insert_intent", _intent_columns(owner, intent))
-            granted_before = None
-            if opened is None:
-                # It was there, or another writer of ours has just committed it: the unique constraint has waited.
-                found = await _existing(conn, owner, intent)
-                record = _record(found)
-                if not counts_as_no_outcome(record, for_run=owner.run_id):
-                    return Unknown(record) if record.status in _WITHOUT_OUTCOME else Recorded(record)
-                granted_before = found["grant_id"]
-                again = _intent_columns(owner, intent) | {"call_id": record.call_id}
-                opened = await _changed(conn, "reopen_call", again)
-            record = _record(opened)
-            drafts = [replace(event, call_id=record.call_id)]
-            if intent.grant is not None and str(granted_before) != intent.grant:
-                drafts.insert(0, await _use_grant(conn, owner, intent, intent.grant, record.call_id))
-            await reserve(conn, owner.tenant_id, intent.budgets, intent.reservation)
-            await _write(conn, owner, drafts)
-            return Fresh(record)
+        if owner.attached or intent.grant is not None:
+            return await self._open_alone(owner, intent, event)
+        facts = _intent_facts(owner, intent)
+        opened_at = await self._opened_together(owner, intent, facts, event)
+        if opened_at is None:
+            return await self._open_alone(owner, intent, event)
+        return Fresh(self._remembered(_new_record(owner, intent, json.loads(facts["request"]), opened_at)))
 
     async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
-        async with self._database.tenant(owner.tenant_id) as conn:
-            await hold(conn, owner)
+        async with self._database.owned(owner) as conn:
             row = await _locked(conn, owner, call_id)
             if row["status"] not in _WITHOUT_OUTCOME:
                 raise Conflict(f"call {call_id} has an outcome ({row['status']}); it is not sent again")
-            before, path, last = usage_from_json(row["reserved"]), _path(row), _last_run(row)
-            paying = [BudgetId(owner.run_id) if budget == BudgetId(last) else budget for budget in path]
-            changes = {
-                "call_id": call_id,
-                "run_id": owner.run_id,
-                "epoch": owner.epoch,
-                "budgets": paying,
-                "reserved": Jsonb(usage_to_json(reservation)),
-            }
+            before, path = usage_from_json(row["reserved"]), _path(row)
+            changes = {"call_id": call_id, "epoch": owner.epoch, "reserved": Jsonb(usage_to_json(reservation))}
             resent = await _changed(conn, "resend_call", changes)
             await settle(conn, owner.tenant_id, path, reserved=before, used=before)
-            await reserve(conn, owner.tenant_id, paying, reservation)
+            await reserve(conn, owner.tenant_id, path, reservation)
             await _write(conn, owner, [replace(event, call_id=call_id)])
-            return _record(resent)
+        return self._remembered(_record(resent))
 
     async def close(self, owner: Owner, outcome: CallOutcome, *, event: EventDraft) -> CallRecord:
-        async with self._database.tenant(owner.tenant_id) as conn:
-            await hold(conn, owner)
-            row = await _locked(conn, owner, outcome.call_id)
-            if row["status"] not in _WITHOUT_OUTCOME or row["status"] == outcome.status.value:
-                return _record(row)
-            closed = await _changed(conn, "close_call", _outcome_columns(outcome))
-            if outcome.status is not OutcomeStatus.UNKNOWN:
-                reserved = usage_from_json(row["reserved"])
-                await settle(conn, owner.tenant_id, _path(row), reserved=reserved, used=outcome.usage)
-            await _write(conn, owner, [replace(event, call_id=outcome.call_id)])
-            return _record(closed)
+        record = self._open.pop(outcome.call_id, None)
+        if record is not None and not owner.attached and outcome.status is not OutcomeStatus.UNKNOWN:
+            closed = await self._closed_together(owner, record, outcome, event)
+            if closed is not None:
+                return closed
+        return await self._close_alone(owner, outcome, event)
 
     async def find(self, tenant_id: TenantId, thread_id: ThreadId, key: str) -> CallRecord | None:
         wanted = {
@@ -113,11 +108,111 @@ class PostgresJournal:
             row = await _execute(conn, "find_call", wanted)
         return None if row is None else _record(row)
 
+    async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Mapping[str, CallRecord]:
+        rows = await self._database.reader.calls(tenant_id, thread_id, task_id)
+        return {record.identity.key: record for record in map(_record, rows)}
+
     async def of_run(self, tenant_id: TenantId, run_id: RunId) -> Sequence[CallRecord]:
         wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run")}
         async with self._database.tenant(tenant_id) as conn:
             rows = await (await conn.execute(_SQL["calls_of_run"], wanted)).fetchall()
         return [_record(row) for row in rows]
+
+    async def _opened_together(
+        self, owner: Owner, intent: CallIntent, facts: Mapping[str, Any], event: EventDraft
+    ) -> datetime | None:
+        """When the intent was committed; None where it must be looked at alone."""
+        told = event_row(replace(event, call_id=intent.call_id), owner.attempt, needs=intent.call_id)
+        records = Records(opens=[document(facts)], events=[told], calls=[intent.call_id])
+        writing = self._writer.hand_in(self._writer.pen(owner), records=records)
+        try:
+            return (await asyncio.shield(writing)).get(intent.call_id)
+        except asyncio.CancelledError:
+            if not self._writer.withdraw(writing):
+                await self._take_back(owner, intent, writing)
+            raise
+
+    async def _take_back(
+        self, owner: Owner, intent: CallIntent, writing: asyncio.Future[Mapping[str, datetime]]
+    ) -> None:
+        """Nobody sends what was being opened when its task was cancelled: it must not stay in doubt."""
+        with suppress(HoldfastError):
+            if intent.call_id in await writing:
+                unsent = TransientDependency(f"{intent.identity.name} was cancelled before it was sent")
+                outcome = CallOutcome(
+                    call_id=intent.call_id,
+                    status=OutcomeStatus.FAILED,
+                    usage=Usage(),
+                    error_type=unsent.error_type,
+                    error_message=unsent.message,
+                )
+                kind = EventKind.MODEL_FAILED if intent.identity.kind == "model" else EventKind.TOOL_FAILED
+                site = intent.identity.site
+                told = EventDraft(kind=kind, node=site.node, task_id=site.task_id, payload={"reason": "never sent"})
+                await self._close_alone(owner, outcome, told)
+
+    async def _closed_together(
+        self, owner: Owner, record: CallRecord, outcome: CallOutcome, event: EventDraft
+    ) -> CallRecord | None:
+        """The record with its outcome; None where it must be looked at alone."""
+        facts = _outcome_facts(owner, outcome)
+        told = event_row(replace(event, call_id=outcome.call_id), owner.attempt, needs=outcome.call_id)
+        records = Records(closes=[document(facts)], events=[told], calls=[outcome.call_id])
+        changed = await self._writer.hand_in(self._writer.pen(owner), records=records)
+        if outcome.call_id not in changed:
+            return None
+        return replace(
+            record,
+            status=outcome.status.value,
+            usage=record.usage + outcome.usage,
+            response=None if facts["response"] is None else json.loads(facts["response"]),
+            error_type=outcome.error_type,
+            error_message=outcome.error_message,
+            error_facts=facts["error_facts"],
+            latency_ms=outcome.latency_ms,
+            closed_at=changed[outcome.call_id],
+        )
+
+    async def _open_alone(self, owner: Owner, intent: CallIntent, event: EventDraft) -> Opened:
+        async with self._database.owned(owner) as conn:
+            columns = _intent_columns(owner, intent)
+            opened = await _execute(conn, "insert_intent", columns)
+            granted_before = None
+            if opened is None:
+                # It was there, or another writer of ours has just committed it: the unique constraint has waited.
+                found = await _existing(conn, owner, intent)
+                record = _record(found)
+                if _is_this_one(found, owner, intent):
+                    return Fresh(self._remembered(record))
+                if not counts_as_no_outcome(record):
+                    return Unknown(record) if record.status in _WITHOUT_OUTCOME else Recorded(record)
+                granted_before = found["grant_id"]
+                opened = await _changed(conn, "reopen_call", columns | {"call_id": record.call_id})
+            record = _record(opened)
+            drafts = [replace(event, call_id=record.call_id)]
+            if intent.grant is not None and str(granted_before) != intent.grant:
+                drafts.insert(0, await _use_grant(conn, owner, intent, intent.grant, record.call_id))
+            await reserve(conn, owner.tenant_id, intent.budgets, intent.reservation)
+            await _write(conn, owner, drafts)
+        return Fresh(self._remembered(record))
+
+    async def _close_alone(self, owner: Owner, outcome: CallOutcome, event: EventDraft) -> CallRecord:
+        async with self._database.owned(owner) as conn:
+            row = await _locked(conn, owner, outcome.call_id)
+            if row["status"] not in _WITHOUT_OUTCOME or row["status"] == outcome.status.value:
+                return _record(row)
+            closed = await _changed(conn, "close_call", _outcome_columns(owner, outcome))
+            if outcome.status is not OutcomeStatus.UNKNOWN:
+                reserved = usage_from_json(row["reserved"])
+                await settle(conn, owner.tenant_id, _path(row), reserved=reserved, used=outcome.usage)
+            await _write(conn, owner, [replace(event, call_id=outcome.call_id)])
+            return _record(closed)
+
+    def _remembered(self, record: CallRecord) -> CallRecord:
+        self._open[record.call_id] = record
+        if len(self._open) > _MOST_REMEMBERED:
+            self._open.popitem(last=False)
+        return record
 
 
 async def _execute(conn: Connection, query: str, values: Row) -> Row | None:
@@ -177,12 +272,16 @@ async def _write(conn: Connection, owner: Owner, drafts: Sequence[EventDraft]) -
     await write_events(conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=drafts)
 
 
-def _intent_columns(owner: Owner, intent: CallIntent) -> dict[str, Any]:
+def _is_this_one(row: Row, owner: Owner, intent: CallIntent) -> bool:
+    """Whether the row is of this very intent: it was committed, and the answer was lost on its way here."""
+    return str(row["call_id"]) == intent.call_id and row["status"] == "open" and row["epoch"] == owner.epoch
+
+
+def _intent_facts(owner: Owner, intent: CallIntent) -> dict[str, Any]:
+    """The columns of an intent, as JSON has them. Raises `InvalidRequest` for a request that is not JSON."""
     identity, site = intent.identity, intent.identity.site
     return {
         "call_id": uuid_text(intent.call_id, what="call"),
-        "tenant_id": owner.tenant_id,
-        "run_id": owner.run_id,
         "thread_id": owner.thread_id,
         "identity_key": identity.key,
         "checkpoint_ns": site.checkpoint_ns,
@@ -195,31 +294,72 @@ def _intent_columns(owner: Owner, intent: CallIntent) -> dict[str, Any]:
         "fork": identity.fork,
         "agent_name": intent.agent_name,
         "request_digest": identity.request_digest,
-        "request": canonical(intent.request),
+        "request": canonical(intent.request).decode(),
         "effect": intent.effect.value,
         "idempotent": intent.idempotent,
         "budgets": list(intent.budgets),
-        "reserved": Jsonb(usage_to_json(intent.reservation)),
+        "reserved": usage_to_json(intent.reservation),
         "model": intent.model,
         "prompt_version": intent.prompt_version,
         "policy_version": intent.policy_version,
         "timeout_ms": round(intent.timeout_seconds * 1000),
-        "epoch": owner.epoch,
     }
 
 
-def _outcome_columns(outcome: CallOutcome) -> dict[str, Any]:
+def _intent_columns(owner: Owner, intent: CallIntent) -> dict[str, Any]:
+    facts = _intent_facts(owner, intent)
+    whose = {"tenant_id": owner.tenant_id, "run_id": owner.run_id, "epoch": owner.epoch}
+    return facts | whose | {"reserved": Jsonb(facts["reserved"])}
+
+
+def _outcome_facts(owner: Owner, outcome: CallOutcome) -> dict[str, Any]:
+    """The columns of an outcome, as JSON has them. Raises `InvalidRequest` for a response that is not JSON."""
     unknown = outcome.status is OutcomeStatus.UNKNOWN
     return {
         "call_id": outcome.call_id,
+        "thread_id": owner.thread_id,
         "status": outcome.status.value,
-        "used": None if unknown else Jsonb(usage_to_json(outcome.usage)),
-        "response": None if outcome.response is None else canonical(outcome.response),
+        "used": None if unknown else usage_to_json(outcome.usage),
+        "response": None if outcome.response is None else canonical(outcome.response).decode(),
         "error_type": None if outcome.error_type is None else outcome.error_type.value,
         "error_message": outcome.error_message,
-        "error_facts": Jsonb(json.loads(canonical(outcome.error_facts))),
+        "error_facts": json.loads(canonical(outcome.error_facts)),
         "latency_ms": outcome.latency_ms,
     }
+
+
+def _outcome_columns(owner: Owner, outcome: CallOutcome) -> dict[str, Any]:
+    facts = _outcome_facts(owner, outcome)
+    used = None if facts["used"] is None else Jsonb(facts["used"])
+    return facts | {"used": used, "error_facts": Jsonb(facts["error_facts"])}
+
+
+def _new_record(owner: Owner, intent: CallIntent, request: Mapping[str, Any], opened_at: datetime) -> CallRecord:
+    """The record of an intent that was just committed, as it would be read."""
+    return CallRecord(
+        call_id=intent.call_id,
+        tenant_id=owner.tenant_id,
+        run_id=owner.run_id,
+        identity=intent.identity,
+        agent_name=intent.agent_name,
+        request=request,
+        effect=intent.effect,
+        idempotent=intent.idempotent,
+        status="open",
+        reservation=intent.reservation,
+        usage=Usage(),
+        response=None,
+        error_type=None,
+        error_message=None,
+        error_facts={},
+        sends=1,
+        latency_ms=None,
+        model=intent.model,
+        prompt_version=intent.prompt_version,
+        policy_version=intent.policy_version,
+        opened_at=opened_at,
+        closed_at=None,
+    )
 
 
 def _record(row: Row) -> CallRecord:
@@ -230,7 +370,6 @@ def _record(row: Row) -> CallRecord:
         call_id=CallId(str(row["call_id"])),
         tenant_id=TenantId(row["tenant_id"]),
         run_id=RunId(str(row["run_id"])),
-        last_run_id=_last_run(row),
         identity=_identity(row),
         agent_name=row["agent_name"],
         request=json.loads(row["request"]),
@@ -269,11 +408,6 @@ def _identity(row: Row) -> CallIdentity:
         occurrence=row["occurrence"],
         fork=row["fork"],
     )
-
-
-def _last_run(row: Row) -> RunId:
-    """The run that sent a call last: a resumed one may have sent it again for the one that opened it."""
-    return RunId(str(row["sent_by"] or row["run_id"]))
 
 
 def _path(row: Row) -> list[BudgetId]:

@@ -19,10 +19,10 @@ select *
    for no key update;
 
 -- name: calls_of_run
--- The calls that a run opened, or sent again for a run that had ended, in order.
+-- The calls that a run opened, in order.
 select *
   from calls
- where tenant_id = %(tenant_id)s and (run_id = %(run_id)s or sent_by = %(run_id)s)
+ where tenant_id = %(tenant_id)s and run_id = %(run_id)s
  order by opened_at, call_id;
 
 -- name: insert_intent
@@ -32,7 +32,7 @@ insert into calls (call_id, tenant_id, run_id, thread_id, identity_key, checkpoi
                    budgets, reserved, model, prompt_version, policy_version, timeout_ms, epoch)
 values (%(call_id)s, %(tenant_id)s, %(run_id)s, %(thread_id)s, %(identity_key)s, %(checkpoint_ns)s, %(task_id)s,
         %(node)s, %(checkpoint_id)s, %(kind)s, %(name)s, %(occurrence)s, %(fork)s, %(agent_name)s,
-        %(request_digest)s, %(request)s, %(effect)s, %(idempotent)s, 'open', %(budgets)s::uuid[], %(reserved)s,
+        %(request_digest)s, convert_to(%(request)s, 'UTF8'), %(effect)s, %(idempotent)s, 'open', %(budgets)s::uuid[], %(reserved)s,
         %(model)s, %(prompt_version)s, %(policy_version)s, %(timeout_ms)s, %(epoch)s)
     on conflict (thread_id, identity_key) do nothing
 returning *;
@@ -40,9 +40,8 @@ returning *;
 -- name: reopen_call
 -- Open a call again whose recorded failure may be tried again; what its last send used is kept among the earlier ones.
 update calls
-   set status = 'open', sends = sends + 1, epoch = %(epoch)s, sent_by = %(run_id)s, closed_at = null, latency_ms = null,
-       earlier = earlier || jsonb_build_object(
-           'budgets', to_jsonb(budgets), 'reserved', reserved, 'used', used, 'grant', grant_id),
+   set status = 'open', sends = sends + 1, epoch = %(epoch)s, closed_at = null, latency_ms = null,
+       earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'reserved', reserved, 'used', used),
        used = null,
        budgets = %(budgets)s::uuid[], reserved = %(reserved)s,
        response = null, error_type = null, error_message = null, error_facts = null
@@ -52,16 +51,16 @@ returning *;
 -- name: resend_call
 -- Note that an open call is sent again: what the send before it reserved counts as used.
 update calls
-   set status = 'open', sends = sends + 1, epoch = %(epoch)s, sent_by = %(run_id)s, latency_ms = null,
+   set status = 'open', sends = sends + 1, epoch = %(epoch)s, latency_ms = null,
        earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'reserved', reserved, 'used', reserved),
-       budgets = %(budgets)s::uuid[], reserved = %(reserved)s, error_type = null, error_message = null, error_facts = null
+       reserved = %(reserved)s, error_type = null, error_message = null, error_facts = null
  where call_id = %(call_id)s
 returning *;
 
 -- name: close_call
 -- Record the outcome of a call, which is closed unless it is unknown.
 update calls
-   set status = %(status)s, used = %(used)s, response = %(response)s, error_type = %(error_type)s,
+   set status = %(status)s, used = %(used)s, response = convert_to(%(response)s, 'UTF8'), error_type = %(error_type)s,
        error_message = %(error_message)s, error_facts = %(error_facts)s, latency_ms = %(latency_ms)s,
        closed_at = case when %(status)s <> 'unknown' then clock_timestamp() end
  where call_id = %(call_id)s

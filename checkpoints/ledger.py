@@ -9,7 +9,6 @@ from typing import Any
 
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
-from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.errors import InvariantViolated, NotFound
 from holdfast.contracts.events import EventDraft
@@ -42,8 +41,7 @@ class PostgresLedger:
             "share_key": share_key,
             **limit_columns(limits),
         }
-        async with self._database.tenant(owner.tenant_id) as conn:
-            await hold(conn, owner)
+        async with self._database.owned(owner) as conn:
             opened = await (await conn.execute(_SQL["open_share"], share)).fetchone()
             if opened is None:
                 return await self._opened_before(conn, share)

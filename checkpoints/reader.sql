@@ -2,7 +2,7 @@
 -- The latest checkpoint of each of many threads' namespaces, as langgraph-checkpoint-postgres reads one.
 with asked as materialized (
     select *
-      from unnest(%(slots)s::integer[], %(tenants)s::text[], %(threads)s::text[], %(namespaces)s::text[])
+      from unnest(%(slots)s::integer[], %(tenants)s::text[], %(threads)s::text[], %(names)s::text[])
            as asked(slot, tenant_id, thread_id, checkpoint_ns))
 select asked.slot, c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata,
        (select array_agg(array[convert_to(b.channel, 'UTF8'), convert_to(b.type, 'UTF8'), b.blob])
@@ -24,3 +24,24 @@ select asked.slot, c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_check
           and latest.tenant_id = asked.tenant_id
         order by latest.checkpoint_id desc
         limit 1) c
+
+-- name: calls_of_tasks
+-- The calls that each of many tasks has made.
+with asked as materialized (
+    select *
+      from unnest(%(slots)s::integer[], %(tenants)s::text[], %(threads)s::text[]::uuid[], %(names)s::text[])
+           as asked(slot, tenant_id, thread_id, task_id))
+select asked.slot, c.*
+  from asked
+  join calls c on c.thread_id = asked.thread_id and c.task_id = asked.task_id and c.tenant_id = asked.tenant_id
+
+-- name: approvals_of_tasks
+-- What each of many tasks has asked people, oldest first, and whether its time has run out.
+with asked as materialized (
+    select *
+      from unnest(%(slots)s::integer[], %(tenants)s::text[], %(threads)s::text[]::uuid[], %(names)s::text[])
+           as asked(slot, tenant_id, thread_id, task_id))
+select asked.slot, a.*, a.expires_at <= clock_timestamp() as overdue
+  from asked
+  join approvals a on a.thread_id = asked.thread_id and a.task_id = asked.task_id and a.tenant_id = asked.tenant_id
+ order by a.created_at, a.approval_id

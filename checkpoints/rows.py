@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
-from holdfast.checkpoints.arrays import BYTEA, INTEGER, TEXT, Array, array, integer_field
+from holdfast.checkpoints.arrays import BYTEA, INTEGER, TEXT, Array, columns, integer_field
 
 Row = tuple[bytes, ...]
 """The encoded fields of a row, in the order of its columns below, without the slot."""
@@ -41,20 +41,24 @@ class Rows:
         return len(self.blobs) + len(self.checkpoints) + len(self.writes)
 
 
-def columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
+NO_ROWS = Rows()
+
+
+def row_columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
     """The batch as the parameters of the statement that writes it. Each part comes with the slot of its owner."""
     slotted = [(integer_field(slot), rows) for slot, rows in batch]
     return {
-        **_columns("blob", _BLOBS, _each(slotted, lambda rows: rows.blobs)),
-        **_columns("put", _CHECKPOINTS, _last_of_each(4, _each(slotted, lambda rows: rows.checkpoints))),
-        **_columns("add", _WRITES, _each(slotted, lambda rows: rows.writes)),
+        **columns("blob", _BLOBS, _each(slotted, lambda rows: rows.blobs)),
+        **columns("put", _CHECKPOINTS, _last_of_each(4, _each(slotted, lambda rows: rows.checkpoints))),
+        **columns("add", _WRITES, _each(slotted, lambda rows: () if rows.replacing else rows.writes)),
     }
 
 
-def columns_replacing(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
-    """The same for writes that replace others."""
+def replacing_columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
+    """The writes of the batch that replace others."""
     slotted = [(integer_field(slot), rows) for slot, rows in batch]
-    return _columns("add", _WRITES, _last_of_each(6, _each(slotted, lambda rows: rows.writes)))
+    rows = _each(slotted, lambda rows: rows.writes if rows.replacing else ())
+    return columns("over", _WRITES, _last_of_each(6, rows))
 
 
 def _each(batch: Iterable[tuple[bytes, Rows]], part: Callable[[Rows], Sequence[Row]]) -> list[Row]:
@@ -64,10 +68,3 @@ def _each(batch: Iterable[tuple[bytes, Rows]], part: Callable[[Rows], Sequence[R
 def _last_of_each(key: int, rows: Sequence[Row]) -> Iterable[Row]:
     # One statement cannot change a row twice.
     return {row[:key]: row for row in rows}.values()
-
-
-def _columns(table: str, types: Mapping[str, int], rows: Iterable[Row]) -> Mapping[str, Array]:
-    fields = list(zip(*rows, strict=True)) or [()] * len(types)
-    return {
-        f"{table}_{name}": array(element, column) for (name, element), column in zip(types.items(), fields, strict=True)
-    }

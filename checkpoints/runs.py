@@ -10,8 +10,10 @@ from holdfast.checkpoints.admission import admit
 from holdfast.checkpoints.approvals import withdraw
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
-from holdfast.checkpoints.fence import hold, hold_alone, lost
+from holdfast.checkpoints.fence import hold_alone, lost
+from holdfast.checkpoints.pen import Pen, Steps
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.records import Records, event_row
 from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import (
     BudgetExceeded,
@@ -42,7 +44,7 @@ class PostgresRuns:
     async def admit(self, request: RunRequest) -> Run:
         run_id = RunId(uuid_text(request.run_id, what="run"))
         async with self._database.tenant(request.tenant.tenant_id) as conn:
-            await admit(conn, request, run_id=run_id, new_thread=self._ids.new(), vault=self._database.vault)
+            await admit(conn, request, run_id=run_id, new_thread=self._ids.new())
             return await _load(conn, request.tenant.tenant_id, run_id)
 
     async def get(self, tenant_id: TenantId, run_id: RunId) -> Run:
@@ -110,18 +112,41 @@ class PostgresRuns:
             return await _load(conn, tenant_id, run_id)
 
     async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
-        async with self._database.tenant(owner.tenant_id) as conn:
-            await hold(conn, owner)
+        event = replace(event, node=node, task_id=task_id)
+        if owner.attached:
+            return await self._begin_attached(owner, task_id, event)
+        pen = self._database.writer.pen(owner)
+        pen.require()
+        steps = pen.steps or await self._steps_so_far(owner, pen)
+        if not steps.begin(task_id):
+            assert steps.limit is not None, "nothing is refused where there is no limit"
+            raise _steps_used_up(owner, steps.limit)
+        self._database.writer.later(pen, Records(events=[event_row(event, owner.attempt)]))
+        return steps.cancel_requested
+
+    async def _steps_so_far(self, owner: Owner, pen: Pen) -> Steps:
+        async with self._database.owned(owner) as conn:
+            found = await (await conn.execute(_SQL["steps_so_far"], {"run_id": owner.run_id})).fetchone()
+        if found is None:
+            raise _no_run(owner.run_id)
+        if pen.steps is None:  # another task of the run may have been quicker
+            pen.steps = Steps(found["spent_steps"], found["max_steps"], set(found["begun"]), found["cancel_requested"])
+            self._database.writer.keep(pen)
+        return pen.steps
+
+    async def _begin_attached(self, owner: Owner, task_id: str, event: EventDraft) -> bool:
+        async with self._database.owned(owner) as conn:
             found = await conn.execute(_SQL["count_step"], {"run_id": owner.run_id, "task_id": task_id})
             step = await found.fetchone()
             if step is None:
                 raise _no_run(owner.run_id)
             if not step["counted"] and not step["known"]:
                 raise _steps_used_up(owner, step["max_steps"])
-            await _write(conn, owner, [replace(event, node=node, task_id=task_id)])
+            await _write(conn, owner, [event])
             return bool(step["cancel_requested"])
 
     async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
+        await self._database.writer.catch_up(owner, ending=True)
         async with self._database.tenant(owner.tenant_id) as conn:
             await _hold_to_end(conn, owner)
             found = await conn.execute(_SQL["park_run"], {"run_id": owner.run_id, "next_action": next_action})
@@ -144,6 +169,7 @@ class PostgresRuns:
     ) -> None:
         if not status.final:
             raise InvalidRequest(f"a run does not end as {status}; use rest or release")
+        await self._database.writer.catch_up(owner, ending=True)
         async with self._database.tenant(owner.tenant_id) as conn:
             state = await _lock_to_end(conn, owner, status)
             if state is None:
@@ -156,6 +182,7 @@ class PostgresRuns:
             await _write(conn, owner, [*drafts, event])
 
     async def release(self, owner: Owner, *, event: EventDraft) -> None:
+        await self._database.writer.catch_up(owner, ending=True)
         async with self._database.tenant(owner.tenant_id) as conn:
             await _hold_to_end(conn, owner)
             await conn.execute(_SQL["requeue_run"], {"run_id": owner.run_id})
@@ -196,18 +223,10 @@ def _run(row: dict[str, Any]) -> Run:
         worker_id=row["worker_id"],
         trace_parent=row["trace_parent"],
         attached=row["attached"],
-        forked_from=_run_id(row["forked_from"]),
-        forked_at=row["forked_at"],
-        resumed_from=_run_id(row["resumed_from"]),
-        fork=row["fork"],
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
     )
-
-
-def _run_id(value: Any) -> RunId | None:
-    return None if value is None else RunId(str(value))
 
 
 async def _load(conn: Connection, tenant_id: TenantId, run_id: RunId) -> Run:

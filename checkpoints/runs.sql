@@ -1,6 +1,6 @@
 -- name: load_runs
 -- Whole runs by their ids, oldest first.
-select r.*, t.thread_key, t.fork, l.worker_id,
+select r.*, t.thread_key, l.worker_id,
        case when r.deadline_at is null then r.remaining_ms / 1000.0
             else greatest(0, extract(epoch from r.deadline_at - clock_timestamp())) end::float8 as remaining_seconds
   from runs r
@@ -68,6 +68,14 @@ with counted as (
 select exists (select from counted) as counted,
        exists (select from events where run_id = %(run_id)s and task_id = %(task_id)s and kind = 'node.started') as known,
        b.max_steps, r.cancel_requested is not null as cancel_requested
+  from runs r
+  join budgets b on b.budget_id = r.run_id
+ where r.run_id = %(run_id)s
+
+-- name: steps_so_far
+-- What a run may take and has taken of steps, the tasks that were counted, and whether it is asked to stop.
+select b.spent_steps, b.max_steps, r.cancel_requested is not null as cancel_requested,
+       array(select distinct e.task_id from events e where e.run_id = r.run_id and e.kind = 'node.started') as begun
   from runs r
   join budgets b on b.budget_id = r.run_id
  where r.run_id = %(run_id)s

@@ -33,7 +33,6 @@ from psycopg.rows import DictRow, dict_row
 from holdfast.checkpoints.arrays import NULL, bytes_field, integer_field, text_field
 from holdfast.checkpoints.containment import contains
 from holdfast.checkpoints.database import Database
-from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.resealing import copy_sealed
 from holdfast.checkpoints.rows import Row, Rows
@@ -129,8 +128,9 @@ class FencedSaver(AsyncPostgresSaver):
             rows.append((*fixed, integer_field(idx), path, text_field(name), text_field(kind), bytes_field(blob)))
         # LangGraph's special channels are written anew when a task is run again; what it returned is kept as it was.
         special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        staged = self._pen.staged(task_id)
         await reach(Mark.WRITES_COMMITTING)
-        await self._database.writer.write(self._pen, Rows(writes=rows, replacing=special))
+        await self._database.writer.write(self._pen, Rows(writes=rows, replacing=special), staged)
         await reach(Mark.WRITES_COMMITTED)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
@@ -286,10 +286,9 @@ class FencedSaver(AsyncPostgresSaver):
         """A transaction that holds the owner's lease until it is committed."""
         self._pen.require()
         async with (
-            self._database.tenant(self._owner.tenant_id, snapshot=snapshot) as conn,
+            self._database.owned(self._owner, snapshot=snapshot) as conn,
             conn.cursor(row_factory=dict_row) as cursor,
         ):
-            await hold(conn, self._owner)
             yield cursor
 
     def _blocking(self, work: Coroutine[Any, Any, T]) -> T:

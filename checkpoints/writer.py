@@ -1,30 +1,35 @@
-"""Commits the checkpoints of all runs of a process together, each under its own fence.
+"""Commits what all runs of a process have to write together, each under its own fence: checkpoints, and what is
+recorded beside them.
 
-While one flush commits, the next one gathers; nothing waits for a timer. A flush is one statement: it locks the lease
-of every run in it and writes the rows of those alone whose lease still has their epoch. A waiter is answered after
-the commit.
+While one flush commits, the next one gathers; whoever waits, waits for no timer. A flush is one statement: it locks
+the lease of every run in it and writes the rows of those alone whose lease still has their epoch. A waiter is answered
+after the commit.
 
 What goes wrong stays with whom it concerns. A run that the fence refused is asked about again by itself: its lease may
 have been locked just then, and only one that has another epoch is lost. A row that Postgres will not have is found by
 splitting the batch, never a run's rows from each other before others are out of the way, and always in order. After
-one refusal or failure nothing of that run and epoch is written any more.
+one refusal or failure nothing of that run and epoch is written any more. A call that cannot be opened or closed in the
+company of others is no failure: whoever asked is told, and looks at it alone.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from datetime import datetime
+from itertools import count
+from typing import Any
 from weakref import WeakValueDictionary
 
 import psycopg
 
 from holdfast.checkpoints.arrays import INTEGER, TEXT, array, integer_field, text_field
 from holdfast.checkpoints.fence import lost
-from holdfast.checkpoints.giving_up import NO_TIME_LEFT, Waiting, in_time
 from holdfast.checkpoints.line import Line
+from holdfast.checkpoints.pen import Pen
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.rows import Rows, columns, columns_replacing
+from holdfast.checkpoints.records import NOTHING, Records, record_columns
+from holdfast.checkpoints.rows import NO_ROWS, Rows, replacing_columns, row_columns
 from holdfast.checkpoints.shift import Shift
 from holdfast.checkpoints.translation import translate
 from holdfast.contracts.classification import translated
@@ -36,6 +41,9 @@ from holdfast.contracts.runs import Owner
 _SQL = load_queries(__name__, "writer.sql")
 _MOST_ASKED = 5
 """A lease that is locked so many times in a row counts as out of reach."""
+_MOST_LADEN = 4096
+_LINGER_SECONDS = 0.05
+"""So long something that nobody waits for may wait for company."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,44 +62,37 @@ class WriterTerms:
             raise ConfigurationError("the bounds of the writer must be above 0")
 
 
-class Pen:
-    """The right of one owner to write, which ends for good with the first write that fails."""
-
-    __slots__ = ("__weakref__", "owner", "trouble")
-
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
-        self.trouble: HoldfastError | None = None
-        """Why it writes no more."""
-
-    def require(self) -> None:
-        """Raises what ended it: `LeaseLost`, or an error of the kind of the first failure."""
-        if self.trouble is not None:
-            raise self.refusal(self.trouble)
-
-    def refusal(self, trouble: HoldfastError) -> HoldfastError:
-        """An error of its own for each who is refused for `trouble`."""
-        kind = type(trouble)
-        return kind(
-            f"nothing more is written for run {self.owner.run_id} under epoch {self.owner.epoch}: {trouble.message}",
-            **trouble.facts,
-        )
-
-
 class _Write:
-    __slots__ = ("done", "pen", "rows")
+    __slots__ = ("done", "pen", "records", "rows")
 
-    def __init__(self, pen: Pen, rows: Rows, done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, pen: Pen, rows: Rows, records: Records, done: asyncio.Future[Mapping[str, datetime]] | None
+    ) -> None:
         self.pen = pen
         self.rows = rows
+        self.records = records
         self.done = done
+        pen.pending += 1
 
-    def succeed(self) -> None:
-        if not self.done.done():  # its waiter may have been cancelled
-            self.done.set_result(None)
+    @property
+    def size(self) -> int:
+        return self.rows.size + self.records.size
+
+    @property
+    def calls_alone(self) -> bool:
+        return bool(self.records.calls) and not self.rows
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.records)
+
+    def succeed(self, changed: Mapping[str, datetime]) -> None:
+        self.pen.pending -= 1
+        if self.done is not None and not self.done.done():  # its waiter may have been cancelled
+            self.done.set_result({call: changed[call] for call in self.records.calls if call in changed})
 
     def fail(self, error: HoldfastError) -> None:
-        if not self.done.done():
+        self.pen.pending -= 1
+        if self.done is not None and not self.done.done():
             self.done.set_exception(error)
 
 
@@ -104,11 +105,14 @@ class CheckpointWriter:
         self._queue: deque[_Write] = deque()
         self._queued_bytes = 0
         self._pens: WeakValueDictionary[tuple[RunId, int], Pen] = WeakValueDictionary()
+        self._laden: OrderedDict[Pen, None] = OrderedDict()
+        """Pens that hold something, whether or not anyone holds them."""
         self._shift = Shift(self._work, name="checkpoint writer")
-        self._waiting = Waiting()
         self._door = asyncio.Lock()
         self._outside = 0
         self._less = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushes = count(1)
         self._closed = False
 
     @property
@@ -129,35 +133,95 @@ class CheckpointWriter:
             return
         self._outside += 1
         try:
-            async with in_time(), self._door:
+            async with self._door:
                 while self._queued_bytes >= self._terms.queue_bytes:
                     self._less.clear()
                     await self._less.wait()
         finally:
             self._outside -= 1
 
-    async def write(self, pen: Pen, rows: Rows) -> None:
-        """Returns when `rows` are committed. Cancelling the wait does not take them back.
+    async def write(self, pen: Pen, rows: Rows = NO_ROWS, records: Records = NOTHING) -> None:
+        """Returns when all of it is committed. Cancelling the wait does not take it back.
 
         Raises `LeaseLost` when the pen's owner holds its run no more, `StoreUnavailable` when the database could not
-        be reached in time (the batch goes on without those who gave up waiting), `InvalidRequest` or `NotFound` for a
-        row that it will not have; and the same for every later write with this pen.
+        be reached in time, `InvalidRequest` or `NotFound` for a row that it will not have; and the same for every
+        later write with this pen.
         """
-        if self._closed:
-            raise StoreUnavailable("the database was closed; nothing is written any more")
-        pen.require()
-        write = _Write(pen, rows, asyncio.get_running_loop().create_future())
-        self._queue.append(write)
-        self._queued_bytes += rows.size
+        await self.hand_in(pen, rows, records)
+
+    def hand_in(
+        self, pen: Pen, rows: Rows = NO_ROWS, records: Records = NOTHING
+    ) -> asyncio.Future[Mapping[str, datetime]]:
+        """The same for who does not only wait: resolves to the calls of `records` that were opened or closed now, by
+        id, and when. Any other of them must be looked at alone."""
+        done = asyncio.get_running_loop().create_future()
+        self._queue_up(_Write(self._fit(pen), rows, records, done))
         self._shift.begin()
-        await self._waiting.answer(write.done, partial(self._give_up, write))
+        return done
+
+    def later(self, pen: Pen, records: Records) -> None:
+        """Hand in what nobody waits for. It is written before anything that this pen hands in afterwards, and soon."""
+        self._queue_up(_Write(self._fit(pen), NO_ROWS, records, None))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._tired_of_waiting)
+
+    def stage(self, pen: Pen, task_id: str, records: Records) -> None:
+        """Keep what belongs into the commit of a task's checkpoint writes."""
+        self._fit(pen).stage(task_id, records)
+        self.keep(pen)
+
+    def keep(self, pen: Pen) -> None:
+        """Remember what a pen holds until its attempt has ended."""
+        self._laden[pen] = None
+        if len(self._laden) > _MOST_LADEN:
+            self._laden.popitem(last=False)  # of attempts that were lost; no process works on so many runs
+
+    def withdraw(self, done: asyncio.Future[Mapping[str, datetime]]) -> bool:
+        """Take back what was handed in, if it is not under way yet. Returns whether it was."""
+        for write in self._queue:
+            if write.done is done:
+                self._queue.remove(write)
+                self._queued_bytes -= write.size
+                write.succeed({})
+                return True
+        return False
+
+    async def catch_up(self, owner: Owner, *, ending: bool = False) -> None:
+        """Wait until all that was handed in for an owner is committed, so that what is written by other ways comes
+        after it; `ending`, also what was staged for tasks that LangGraph has written nothing for."""
+        pen = self._pens.get((owner.run_id, owner.epoch))
+        if pen is None:
+            return
+        staged = pen.all_staged() if ending else NOTHING
+        if pen.trouble is None and (staged or pen.pending):
+            await self.write(pen, records=staged)
+        if ending:
+            self._laden.pop(pen, None)
 
     async def close(self) -> None:
         """Commit what was handed in, refuse what comes, and give the connection back."""
         self._closed = True
         self._line.be_impatient()
+        self._tired_of_waiting()
         await self._shift.over()
         await self._line.close()
+
+    def _fit(self, pen: Pen) -> Pen:
+        if self._closed:
+            raise StoreUnavailable("the database was closed; nothing is written any more")
+        pen.require()
+        return pen
+
+    def _queue_up(self, write: "_Write") -> None:
+        self._queue.append(write)
+        self._queued_bytes += write.size
+
+    def _tired_of_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._queue:
+            self._shift.begin()
 
     async def _work(self) -> None:
         while self._queue:
@@ -167,27 +231,18 @@ class CheckpointWriter:
             except Exception as error:  # noqa: BLE001  # a fault of ours: every waiter is told, and the next is served
                 self._stop(batch, translated(error))
             finally:
-                self._queued_bytes -= sum(write.rows.size for write in batch)
+                self._queued_bytes -= sum(write.size for write in batch)
                 self._less.set()
 
     def _next_batch(self) -> list[_Write]:
-        """As many as the bounds admit of the kind of the first: what replaces is written by a statement of its own."""
-        replacing = self._queue[0].rows.replacing
+        """As many as the bounds admit, in order."""
         batch: list[_Write] = []
-        kept: list[_Write] = []
-        passed: set[Pen] = set()
         rows = size = 0
         while self._queue:
-            write = self._queue[0]
-            if write.rows.replacing is not replacing or write.pen in passed:
-                kept.append(self._queue.popleft())
-                passed.add(write.pen)  # nothing of its run may overtake it
-                continue
-            rows, size = rows + len(write.rows), size + write.rows.size
+            rows, size = rows + len(self._queue[0]), size + self._queue[0].size
             if batch and (rows > self._terms.batch_rows or size > self._terms.batch_bytes):
                 break
             batch.append(self._queue.popleft())
-        self._queue.extendleft(reversed(kept))
         return batch
 
     async def _commit(self, batch: Iterable[_Write], *, asked: int = 0) -> None:
@@ -196,37 +251,51 @@ class CheckpointWriter:
         if not wanted:
             return
         try:
-            refused = await self._flush(wanted)
+            refused, changed = await self._flush(wanted)
         except psycopg.Error as error:
             await self._without_the_culprit(wanted, error, asked)
             return
         await reach(Mark.FLUSH_COMMITTED)
         for write in wanted:
             if write.pen not in refused:
-                write.succeed()
+                write.succeed(changed)
         for pen in refused:
             await self._ask_again(pen, [write for write in wanted if write.pen is pen], asked)
 
-    async def _flush(self, batch: Sequence[_Write]) -> Sequence[Pen]:
-        """Write the rows of every run that is held; returns the pens of those that were not, or were locked."""
+    async def _flush(self, batch: Sequence[_Write]) -> tuple[Sequence[Pen], Mapping[str, datetime]]:
+        """Write the rows of every run that is held. Returns the pens of those that were not, or were locked, and the
+        calls that were opened or closed."""
         pens = list(dict.fromkeys(write.pen for write in batch))
         slots = {pen: slot for slot, pen in enumerate(pens)}
-        query, encoded = ("flush_replacing", columns_replacing) if batch[0].rows.replacing else ("flush", columns)
-        parameters = {
+        slotted = [(slots[write.pen], write) for write in batch]
+        rows = [(slot, write.rows) for slot, write in slotted]
+        parameters: dict[str, Any] = {
             "slots": array(INTEGER, [integer_field(slot) for slot in range(len(pens))]),
             "runs": array(TEXT, [text_field(pen.owner.run_id) for pen in pens]),
             "epochs": array(TEXT, [text_field(str(pen.owner.epoch)) for pen in pens]),
-            **encoded((slots[write.pen], write.rows) for write in batch),
+            **row_columns(rows),
         }
-        tenants = {pen.owner.tenant_id for pen in pens}
-        return [pens[row["slot"]] for row in await self._line.run(_SQL[query], parameters, tenants=tenants)]
+        query = "flush"
+        if any(write.records or write.rows.replacing for write in batch):
+            query = "flush_whole"
+            records = record_columns((slot, write.records) for slot, write in slotted)
+            parameters |= {"flush": self._name(), **replacing_columns(rows), **records}
+        told = await self._line.run(_SQL[query], parameters, tenants={pen.owner.tenant_id for pen in pens})
+        refused = [pens[row["slot"]] for row in told if row["slot"] is not None]
+        return refused, {row["call_id"]: row["at"] for row in told if row["call_id"] is not None}
+
+    def _name(self) -> str:
+        """What tells a flush from every other of the same runs, and from none that it repeats."""
+        return f"{id(self):x}.{asyncio.get_running_loop().time():.6f}.{next(self._flushes)}"
 
     async def _without_the_culprit(self, batch: Sequence[_Write], error: psycopg.Error, asked: int) -> None:
-        if self._line.lost or len(batch) == 1:
+        if not self._line.lost and len(batch) == 1 and batch[0].calls_alone:
+            batch[0].succeed({})
+        elif self._line.lost or len(batch) == 1:
             self._stop(batch, translate(error))
-            return
-        for part in _halves(batch):
-            await self._commit(part, asked=asked)
+        else:
+            for part in _halves(batch):
+                await self._commit(part, asked=asked)
 
     async def _ask_again(self, pen: Pen, batch: Sequence[_Write], asked: int) -> None:
         """Tell a run that is lost from one whose lease was locked just then."""
@@ -243,9 +312,6 @@ class CheckpointWriter:
             await self._commit(batch, asked=asked + 1)
         else:
             self._stop(batch, StoreUnavailable(f"the lease of run {owner.run_id} was locked each time it was needed"))
-
-    def _give_up(self, write: _Write) -> None:
-        self._stop([write], StoreUnavailable(f"Postgres did not commit in time: {NO_TIME_LEFT}"))
 
     def _stop(self, batch: Iterable[_Write], trouble: HoldfastError) -> None:
         for write in batch:

@@ -35,6 +35,8 @@ class ApprovalKind(StrEnum):
     """May this tool be called with these arguments?"""
     RECONCILE = "reconcile"
     """A call's answer was lost: did it happen?"""
+    MISMATCH = "mismatch"
+    """A task was run again and no longer asks for an effect it had asked for: may that stand?"""
     QUESTION = "question"
     """A plain `interrupt(value)` of a node."""
 
@@ -59,7 +61,7 @@ class ApprovalRequest(BaseModel):
     policy_version: str | None = None
     rule: str | None = None
     call_id: str | None = None
-    """For `reconcile`: the call in question."""
+    """For `reconcile` and `mismatch`: the call in question."""
     identity_key: str | None = None
     """`CallIdentity.key` of the call that is asked for. The answer is found by it, not by the order of interrupts."""
     expires_in_seconds: float = Field(default=604_800.0, gt=0)

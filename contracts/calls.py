@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal
 
 from holdfast.contracts.canonical import digest
@@ -42,19 +43,25 @@ class CallIdentity:
     @property
     def key(self) -> str:
         """The idempotency key: the digest of the identity."""
-        return digest(
-            [
-                self.site.thread_id,
-                self.site.checkpoint_ns,
-                self.site.task_id,
-                self.site.node,
-                self.kind,
-                self.name,
-                self.request_digest,
-                self.occurrence,
-                self.fork,
-            ]
-        )
+        return _key(self)
+
+
+@lru_cache(maxsize=4096)
+def _key(identity: CallIdentity) -> str:
+    site = identity.site
+    return digest(
+        [
+            site.thread_id,
+            site.checkpoint_ns,
+            site.task_id,
+            site.node,
+            identity.kind,
+            identity.name,
+            identity.request_digest,
+            identity.occurrence,
+            identity.fork,
+        ]
+    )
 
 
 class OutcomeStatus(StrEnum):
@@ -112,8 +119,6 @@ class CallRecord:
     tenant_id: TenantId
     run_id: RunId
     """The run that opened the intent."""
-    last_run_id: RunId
-    """The run that sent it last: another one, where that went on for the first after its end."""
     identity: CallIdentity
     agent_name: str
     request: Mapping[str, Any]

@@ -23,7 +23,8 @@ HoldfastError
 │   └── InvariantViolated     should never happen; never caught
 ├── BudgetExceeded            a limit of the run, specialist or tenant would be passed
 ├── HumanRequired             a person must decide first
-│   └── OutcomeUnknown        sent, and the answer was lost: never sent again without knowing
+│   ├── OutcomeUnknown        sent, and the answer was lost: never sent again without knowing
+│   └── ReplayMismatch        run again, a task no longer asks for an effect that it had asked for
 └── RunCancelled              someone wants the run to stop
     └── LeaseLost             another worker owns the run now: stop, write nothing
 """
@@ -274,6 +275,11 @@ class HumanRequired(HoldfastError):
 
 class OutcomeUnknown(HumanRequired):
     """A call was sent and its answer lost; it is not known whether it happened. Facts: `call_id`, `tool_name`."""
+
+
+class ReplayMismatch(HumanRequired):
+    """A task that was run again no longer asked for an effect that it had asked for, and a person did not let that
+    stand. Facts: `call_id`, `tool_name`."""
 
 
 class RunCancelled(HoldfastError):

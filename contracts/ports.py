@@ -54,13 +54,8 @@ class Runs(Protocol):
     async def admit(self, request: RunRequest) -> Run:
         """Write the run, its thread, its budget and its first event in one commit, and wake a worker.
 
-        A run with an origin writes its event into both logs. A fork gets a new thread with a copy of the history up
-        to its checkpoint; a resumed one gets the thread of the run that ended, and begins with what that one had spent
-        or may have spent.
-
-        Raises `AdmissionRefused` when the tenant's queue is full, `NotFound` for an unknown tenant, origin or
-        checkpoint, `Conflict` for a fork's thread that exists and an origin that cannot be resumed. Admitting the same
-        run id again with the same request returns the run; with another, `Conflict`.
+        Raises `AdmissionRefused` when the tenant's queue is full, `NotFound` for an unknown tenant. Admitting the
+        same run id again with the same request returns the run; with another, `Conflict`.
         """
         ...
 
@@ -98,9 +93,10 @@ class Runs(Protocol):
         ...
 
     async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
-        """Before a node: count the step (a task that is run again is the same step), check that the run is still
-        ours, and write the event. Returns whether the run has been asked to stop. Raises `BudgetExceeded` when the
-        steps are used up."""
+        """Before a node: count the step (a task that is run again is the same step), and see to it that its event is
+        written before anything else of that node. Returns whether the run had been asked to stop when its attempt
+        began; an attached run, which no heartbeat tells, whether it has been by now. Raises `BudgetExceeded` when the
+        steps are used up, and `LeaseLost` for an owner that is known to hold its run no more."""
         ...
 
     async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
@@ -173,15 +169,15 @@ class Journal(Protocol):
         """Look the identity up; when it is not recorded, write the intent, reserve its budget on every budget of
         the path, use up its grant, and write the event, in one commit.
 
-        Raises `BudgetExceeded` (no budget is touched) and `PolicyDenied` (the grant is used, expired, or for
-        something else).
+        Opening the same intent (call id and epoch) again changes nothing, so that a lost answer can be asked for once
+        more. An intent whose writing is cancelled does not stay open. Raises `BudgetExceeded` (no budget is touched)
+        and `PolicyDenied` (the grant is used, expired, or for something else).
         """
         ...
 
     async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
         """Before an open call is sent again by a later attempt: what the earlier send reserved counts as spent, and
-        `reservation` is reserved anew, on the owner's own budget where an ended run had sent it. Raises
-        `BudgetExceeded`."""
+        `reservation` is reserved anew. Raises `BudgetExceeded`."""
         ...
 
     async def close(self, owner: Owner, outcome: CallOutcome, *, event: EventDraft) -> CallRecord:
@@ -193,8 +189,12 @@ class Journal(Protocol):
         """The call with this identity key (`CallIdentity.key`), if there is one."""
         ...
 
+    async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Mapping[str, CallRecord]:
+        """The calls that a task has made so far, by identity key: what a node that runs again is answered from."""
+        ...
+
     async def of_run(self, tenant_id: TenantId, run_id: RunId) -> Sequence[CallRecord]:
-        """The calls that a run opened, or sent again for one that had ended, in order."""
+        """The calls that a run opened, in order."""
         ...
 
 
@@ -221,7 +221,17 @@ class Events(Protocol):
     """The append-only log of each run."""
 
     async def append(self, owner: Owner, events: Sequence[EventDraft]) -> None:
-        """Write events that belong to no other change."""
+        """Write events that belong to no other change; returns when they are committed."""
+        ...
+
+    async def later(self, owner: Owner, events: Sequence[EventDraft]) -> None:
+        """The same for events that nobody waits for: soon, and before anything that is written for this owner
+        afterwards. A failure shows in the owner's next write."""
+        ...
+
+    async def stage(self, owner: Owner, task_id: str, events: Sequence[EventDraft]) -> None:
+        """Write events in the commit of what a task leaves in the checkpoint; at the latest when the attempt ends. Of
+        an attached run, whose checkpoints are its host's, at once."""
         ...
 
     async def read(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Event]:
@@ -245,8 +255,11 @@ class Approvals(Protocol):
     """The inbox."""
 
     async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
-        """Put a question in the inbox. Idempotent by (thread, interrupt id), unless it was withdrawn with its run: then
-        the run that goes on for that one asks anew."""
+        """Put a question in the inbox. Idempotent by (thread, interrupt id)."""
+        ...
+
+    async def stage(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> None:
+        """The same in the commit of what the task of the interrupt leaves in the checkpoint (see `Events.stage`)."""
         ...
 
     async def get(self, tenant_id: TenantId, approval_id: ApprovalId) -> Approval:
@@ -257,8 +270,8 @@ class Approvals(Protocol):
         """The approval of an interrupt, if it was asked."""
         ...
 
-    async def of_call(self, tenant_id: TenantId, thread_id: ThreadId, identity_key: str) -> Sequence[Approval]:
-        """The approvals that were asked for a call (`CallIdentity.key`), oldest first."""
+    async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Sequence[Approval]:
+        """What a task has asked, oldest first. The approvals of one call have its identity's key."""
         ...
 
     async def find(

@@ -1,11 +1,12 @@
 """What a node may use while it runs. A scope is set around every governed node and closed when the node ends."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from holdfast.contracts.calls import CallIdentity, CallKind, CallSite
+from holdfast.contracts.approvals import Approval
+from holdfast.contracts.calls import CallIdentity, CallKind, CallRecord, CallSite
 from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import LeaseLost, NotGoverned
 from holdfast.contracts.ids import BudgetId
@@ -42,6 +43,12 @@ class Scope:
     fork: str = ""
     closed: bool = False
     occurrences: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    calls_before: dict[str, Mapping[str, CallRecord]] = field(default_factory=dict, repr=False)
+    """What each task had called when it first called something here, by identity key: read once, not for each call."""
+    approvals_before: dict[str, Sequence[Approval]] = field(default_factory=dict, repr=False)
+    """What each task had asked people when it first called a tool here, oldest first."""
+    identified: set[str] = field(default_factory=set, repr=False)
+    """The keys of the calls that this run of the node has asked for."""
 
     def identify(self, kind: CallKind, name: str, request_digest: str) -> CallIdentity:
         """The identity of the next call with this digest here; each call of this method counts one."""
@@ -49,9 +56,11 @@ class Scope:
         spot = (site.task_id, kind, name, request_digest)
         occurrence = self.occurrences[spot]
         self.occurrences[spot] += 1
-        return CallIdentity(
+        identity = CallIdentity(
             site=site, kind=kind, name=name, request_digest=request_digest, occurrence=occurrence, fork=self.fork
         )
+        self.identified.add(identity.key)
+        return identity
 
     def require_open(self, what: str) -> None:
         """Raise `NotGoverned` if the node has ended: a task that outlived it must not act."""

@@ -43,6 +43,7 @@ from holdfast.gateway.model_call import (
 )
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
+from holdfast.gateway.recalling import earlier
 from holdfast.gateway.sending import WHAT, Sender, Sending, may_be_paid
 from holdfast.gateway.validation import Complaint, read_answer, repair_request, require_schema
 from holdfast.policies.budget import exceeded, reservation
@@ -142,7 +143,7 @@ class ModelGateway:
             agent_name=call.request.agent_name,
             messages=call.request.messages,
         ) as span:
-            match await self._opened(call):
+            match await self._recalled(call) or await self._opened(call):
                 case Recorded(record):
                     return await self._replayed(call, record, span)
                 case Unknown(record):
@@ -150,6 +151,12 @@ class ModelGateway:
                 case Fresh(record):
                     pass
             return await self._performed(call, record.call_id, span)
+
+    async def _recalled(self, call: ModelCall) -> Recorded | Unknown | None:
+        record = await earlier(self._journal, call.scope, call.identity)
+        if record is None:
+            return None
+        return Recorded(record) if record.status in {"returned", "failed"} else Unknown(record)
 
     async def _opened(self, call: ModelCall) -> Fresh | Recorded | Unknown:
         try:
@@ -185,7 +192,7 @@ class ModelGateway:
 
     async def _replayed(self, call: ModelCall, record: CallRecord, span: Span) -> ModelResponse:
         event = call.event(EventKind.MODEL_REPLAYED, call_id=record.call_id, status=record.status)
-        await self._events.append(call.scope.owner, [event])
+        await self._events.later(call.scope.owner, [event])
         if record.error_type is not None:
             raise recalled(record.error_type, record.error_message or "", record.error_facts)
         response = recorded_response(record)

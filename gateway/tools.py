@@ -22,13 +22,13 @@ from holdfast.contracts.ports import Dice, Events, Ids, Journal, Ledger
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult
 from holdfast.contracts.verdicts import Decision, Policy, PolicyRequest
+from holdfast.gateway.recalling import earlier
 from holdfast.gateway.reconciling import Reconciler, asked, in_doubt
 from holdfast.gateway.tool_outcomes import ONE_CALL, answered_instead, drafted, refusal, result_of
 from holdfast.gateway.tool_sending import Sending, ToolSender
 from holdfast.gateway.toolset import Tool, Toolset
 from holdfast.policies.refusal import GRANTING
 from holdfast.policies.refusal import refusal as budget_refusal
-from holdfast.policies.replay import counts_as_no_outcome
 from holdfast.policies.retry import RetryTerms
 from holdfast.telemetry.spans import record_tool, tool_span
 
@@ -82,7 +82,7 @@ class ToolExecutor:
         as `tool.refused`.
         """
         scope.require_open(f"tool {request.tool_name!r}")
-        if await self._earlier(identity, scope) is not None:
+        if await earlier(self._journal, scope, identity) is not None:
             return None
         answer = await self._admitted(request, identity, scope=scope, toolset=toolset)
         return None if isinstance(answer, Sending) else answer
@@ -121,11 +121,11 @@ class ToolExecutor:
     async def _performed(
         self, request: ToolRequest, identity: CallIdentity, scope: Scope, toolset: Toolset, approval: Approval | None
     ) -> ToolResult | Question:
-        earlier = await self._earlier(identity, scope)
-        if earlier is not None and earlier.status in {"returned", "failed"}:
-            return await self._replayed(earlier, request, scope)
-        if earlier is not None:
-            return await self._doubted(earlier, request, identity, scope, toolset, approval)
+        record = await earlier(self._journal, scope, identity)
+        if record is not None and record.status in {"returned", "failed"}:
+            return await self._replayed(record, request, scope)
+        if record is not None:
+            return await self._doubted(record, request, identity, scope, toolset, approval)
         if approval is None or approval.kind is not ApprovalKind.TOOL or approval.status in _UNDECIDED:
             answer = await self._admitted(request, identity, scope=scope, toolset=toolset)
         elif approval.status in GRANTING:
@@ -134,14 +134,9 @@ class ToolExecutor:
             return answered_instead(approval, request.tool_call_id)
         return await self._opened(answer) if isinstance(answer, Sending) else answer
 
-    async def _earlier(self, identity: CallIdentity, scope: Scope) -> CallRecord | None:
-        """The call's record, unless it is a failure that may be tried again."""
-        record = await self._journal.find(scope.tenant.tenant_id, scope.owner.thread_id, identity.key)
-        return None if record is None or counts_as_no_outcome(record, for_run=scope.owner.run_id) else record
-
     async def _replayed(self, record: CallRecord, request: ToolRequest, scope: Scope) -> ToolResult:
         event = drafted(EventKind.TOOL_REPLAYED, record.identity, call_id=record.call_id, status=record.status)
-        await self._events.append(scope.owner, [event])
+        await self._events.later(scope.owner, [event])
         return result_of(record, request.tool_call_id, replayed=True)
 
     async def _doubted(

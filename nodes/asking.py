@@ -44,36 +44,39 @@ async def dispatched(
 ) -> ToolResult:
     """The result of a tool call: at once, or after a person was asked. Raises `GraphInterrupt` while they are."""
     result = await session.executor.perform(
-        request, identity, scope=scope, toolset=toolset, approval=await _latest(session, identity)
+        request, identity, scope=scope, toolset=toolset, approval=await latest(session, scope, identity)
     )
     if isinstance(result, Question):
-        await _ask(result, identity, session=session, scope=scope)
+        await ask(result, identity, session=session, scope=scope)
     return result
 
 
-async def _latest(session: RunSession, identity: CallIdentity) -> Approval | None:
+async def latest(session: RunSession, scope: Scope, identity: CallIdentity) -> Approval | None:
     """The approval asked last for this call. Each that was asked before has had a place in the task's order of
-    questions, and has it again. A grant that has run out unused, or was used for an earlier run, is as good as none:
-    the person is asked anew."""
-    asked = await session.approvals.of_call(session.owner.tenant_id, session.owner.thread_id, identity.key)
+    questions, and has it again. A grant that has run out unused is as good as none: the person is asked anew."""
+    asked = await approvals_before(session, scope, identity)
     for approval in asked:
         if approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN):
             pass_question(answer_to(approval))
-    latest = asked[-1] if asked else None
-    return None if latest is None or _ran_out(latest) or _used_up(latest, session) else latest
+    last = asked[-1] if asked else None
+    return None if last is not None and _ran_out(last) else last
 
 
-def _used_up(approval: Approval, session: RunSession) -> bool:
-    """Whether the grant was used by a run that has ended: the run that goes on for it needs one of its own."""
-    return approval.used_at is not None and approval.run_id != session.owner.run_id
+async def approvals_before(session: RunSession, scope: Scope, identity: CallIdentity) -> Sequence[Approval]:
+    """What was asked about this call before this run of its task. The task is looked up once, not for each call."""
+    task_id = identity.site.task_id
+    if task_id not in scope.approvals_before:
+        found = await session.approvals.of_task(session.owner.tenant_id, session.owner.thread_id, task_id)
+        scope.approvals_before.setdefault(task_id, found)
+    return [approval for approval in scope.approvals_before[task_id] if approval.identity_key == identity.key]
 
 
 def _ran_out(approval: Approval) -> bool:
     granted = approval.status in (ApprovalStatus.APPROVED, ApprovalStatus.EDITED) and approval.used_at is None
-    return granted and approval.overdue
+    return granted and approval.overdue and approval.kind is not ApprovalKind.MISMATCH
 
 
-async def _ask(question: Question, identity: CallIdentity, *, session: RunSession, scope: Scope) -> NoReturn:
+async def ask(question: Question, identity: CallIdentity, *, session: RunSession, scope: Scope) -> NoReturn:
     """Pause the task with LangChain's human-in-the-loop request, and put the question into the inbox first."""
     payload = hitl_request(question)
     while True:
@@ -161,7 +164,7 @@ async def _put(session: RunSession, request: ApprovalRequest) -> None:
         payload=facts,
     )
     await reach(Mark.APPROVAL_ASKING)
-    await session.approvals.ask(session.owner, request, event=event)
+    await session.approvals.stage(session.owner, request, event=event)
     await reach(Mark.APPROVAL_ASKED)
     session.asked.add(request.interrupt_id)
 

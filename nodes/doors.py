@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.models import Message, ModelRequest, ModelResponse
 from holdfast.contracts.scope import Scope
-from holdfast.contracts.tools import ToolRequest, ToolResult, ToolTerms
+from holdfast.contracts.tools import Effect, ToolRequest, ToolResult, ToolTerms
 from holdfast.gateway.toolset import Toolset
 from holdfast.nodes.asking import dispatched
 from holdfast.nodes.inside import asking_model, performing
+from holdfast.nodes.mismatch import require_no_mismatch
 from holdfast.nodes.session import RunSession, session_of
 from holdfast.nodes.underway import underway
 
@@ -122,6 +123,8 @@ async def called(
         request = request.model_copy(update={"tool_call_id": identity.key[:24]})
     entry = toolset.get(name)
     with underway().call(), performing(entry.source if entry is not None else None):
+        if entry is not None and entry.terms.effect is not Effect.READ:
+            await require_no_mismatch(session, scope, identity.site, before=identity)
         return await dispatched(request, identity, session=session, scope=scope, toolset=toolset)
 
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from math import isinf
 from typing import Any
 
@@ -22,17 +23,16 @@ from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import DeadlineExceeded, HoldfastError, LeaseLost, NotGoverned, StoreUnavailable
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.marks import Mark, reach
-from holdfast.contracts.patience import Patience, patient
 from holdfast.contracts.scope import Scope, entered, scope_here
 from holdfast.nodes.asking import ask_for, pause_in, settle_host_answers
 from holdfast.nodes.inside import fatal_as_itself
-from holdfast.nodes.place import Place, locator, task_id_of
+from holdfast.nodes.mismatch import require_no_mismatch
+from holdfast.nodes.place import Place, is_retry, locator, task_id_of
 from holdfast.nodes.session import RunSession, session_here
 from holdfast.nodes.underway import collecting
 from holdfast.telemetry.spans import node_span, trace_ids
 
 _log = structlog.get_logger(__name__)
-_RECORDING_SECONDS = 5.0
 _holds_slot: ContextVar[bool] = ContextVar("holdfast_holds_slot", default=False)
 
 
@@ -61,7 +61,9 @@ async def _step(
     if session.owner.attached:
         await settle_host_answers(session, config)
     try:
-        result = await fatal_as_itself(_in_time(session, scope, place, work))
+        result = await fatal_as_itself(
+            _in_time(session, scope, place, partial(_agreeing, session, config, scope, work))
+        )
     except GraphBubbleUp as signal:
         await _signalled(session, place, task_id, signal)
         raise
@@ -160,7 +162,7 @@ async def _begin(session: RunSession, place: Place, task_id: str) -> None:
 
 async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callable[[], Awaitable[Any]]) -> Any:
     """The result of `work`, or `DeadlineExceeded`. Whatever `work` has started is stopped before this returns."""
-    with collecting() as started, patient(_until_recorded(session, scope)):
+    with collecting() as started:
         task = asyncio.ensure_future(_awaited(work))
         task.add_done_callback(_look_at)
         try:
@@ -175,11 +177,14 @@ async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callab
             await _stopped({task, *started.tasks}, session.cleanup_seconds, place)
 
 
-def _until_recorded(session: RunSession, scope: Scope) -> Patience:
-    """The store is not waited for past the deadline, and what clean-up takes: what came of a call that was under way
-    is still to be written."""
-    grace = max(session.cleanup_seconds, _RECORDING_SECONDS)
-    return lambda: scope.deadline.remaining_seconds() + grace
+async def _agreeing(
+    session: RunSession, config: RunnableConfig, scope: Scope, work: Callable[[], Awaitable[Any]]
+) -> Any:
+    """The result of `work`, which must have asked again for all that it did when it was run before."""
+    result = await work()
+    if session.owner.attempt > 1 or is_retry(config):
+        await require_no_mismatch(session, scope, scope.locate())
+    return result
 
 
 async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
@@ -239,7 +244,7 @@ async def _tell(
     session: RunSession, place: Place, task_id: str, kind: EventKind, facts: dict[str, Any] | None = None
 ) -> None:
     if place.counted:
-        await session.events.append(session.owner, [_event(place, task_id, kind, facts or {})])
+        await session.events.stage(session.owner, task_id, [_event(place, task_id, kind, facts or {})])
 
 
 def _event(place: Place, task_id: str, kind: EventKind, facts: dict[str, Any]) -> EventDraft:

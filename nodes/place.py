@@ -54,6 +54,12 @@ def task_id_of(config: RunnableConfig) -> str:
     return str(config["configurable"][_TASK_ID])
 
 
+def is_retry(config: RunnableConfig) -> bool:
+    """Whether LangGraph runs a node again in the same attempt, after it has failed."""
+    info = getattr(config["configurable"].get(_RUNTIME), "execution_info", None)
+    return bool(getattr(info, "node_attempt", 1) > 1)
+
+
 def locator(thread_id: ThreadId, place: Place, config: RunnableConfig) -> Callable[[], CallSite]:
     """Reads where a call of this node stands, at the time of the call."""
     node = place.node if place.kind != "branch" else f"{place.node}?"  # a router's calls are not its node's

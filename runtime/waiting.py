@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from holdfast.contracts.errors import HoldfastError
 from holdfast.contracts.ids import RunId, TenantId
-from holdfast.contracts.patience import unhurried
 from holdfast.contracts.ports import Runs
 from holdfast.contracts.runs import RunStatus
 
@@ -34,8 +33,7 @@ class Lookout:
         try:
             async with self._turn:
                 if not question.answer.done():
-                    with unhurried():
-                        await self._look()
+                    await self._look()
             return question.answer.result()
         finally:
             self._asked.discard(question)

@@ -36,11 +36,14 @@ class MemoryApprovals:
     def __init__(self, state: MemoryState) -> None:
         self._state = state
 
+    async def stage(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> None:
+        await self.ask(owner, request, event=event)
+
     async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
         with self._state.commit() as tables:
             self._state.hold(owner)
             spot = (owner.thread_id, request.interrupt_id)
-            if spot in tables.asked and not self._set_aside(tables.approvals[tables.asked[spot]]):
+            if spot in tables.asked:
                 return tables.approvals[tables.asked[spot]]
             stored = as_stored(request.model_dump(mode="json", exclude={"expires_in_seconds"}))
             approval = Approval.model_validate(
@@ -60,14 +63,6 @@ class MemoryApprovals:
             self._state.write(owner.run_id, event)
             return approval
 
-    def _set_aside(self, approval: Approval) -> bool:
-        """Whether the interrupt can be asked anew, its question having been withdrawn with its run."""
-        if approval.status is not ApprovalStatus.WITHDRAWN:
-            return False
-        aside = f"{approval.interrupt_id} withdrawn {approval.id}"
-        self._state.tables.approvals[approval.id] = approval.model_copy(update={"interrupt_id": aside})
-        return True
-
     async def get(self, tenant_id: TenantId, approval_id: ApprovalId) -> Approval:
         approval = self._state.tables.approvals.get(approval_id)
         if approval is None or approval.tenant_id != tenant_id:
@@ -78,8 +73,8 @@ class MemoryApprovals:
         found = self._of(tenant_id, thread_id=thread_id, interrupt_id=interrupt_id)
         return found[0] if found else None
 
-    async def of_call(self, tenant_id: TenantId, thread_id: ThreadId, identity_key: str) -> Sequence[Approval]:
-        found, now = self._of(tenant_id, thread_id=thread_id, identity_key=identity_key), self._state.now()
+    async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Sequence[Approval]:
+        found, now = self._of(tenant_id, thread_id=thread_id, task_id=task_id), self._state.now()
         return [approval.model_copy(update={"overdue": approval.expires_at <= now}) for approval in found]
 
     async def find(
@@ -187,6 +182,12 @@ class MemoryEvents:
 
     def __init__(self, state: MemoryState) -> None:
         self._state = state
+
+    async def later(self, owner: Owner, events: Sequence[EventDraft]) -> None:
+        await self.append(owner, events)
+
+    async def stage(self, owner: Owner, task_id: str, events: Sequence[EventDraft]) -> None:
+        await self.append(owner, events)
 
     async def append(self, owner: Owner, events: Sequence[EventDraft]) -> None:
         with self._state.commit():

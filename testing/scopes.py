@@ -76,7 +76,15 @@ def rerun(scope: Scope, *, owner: Owner | None = None) -> Scope:
 
     `owner` is given when another worker has claimed the run meanwhile.
     """
-    return replace(scope, owner=owner or scope.owner, occurrences=Counter(), closed=False)
+    return replace(
+        scope,
+        owner=owner or scope.owner,
+        occurrences=Counter(),
+        calls_before={},
+        approvals_before={},
+        identified=set(),
+        closed=False,
+    )
 
 
 def site_of(run: Run, *, node: str = "work", task_id: str = "task-1") -> CallSite:

@@ -43,6 +43,8 @@ class Desk:
     store: Store = None  # type: ignore[assignment]  # a MemoryStore on the desk's clock
     clock: Any = field(default_factory=SystemClock)
     saver: Any = field(default_factory=InMemorySaver)
+    saver_of: Any = None
+    """Makes the saver of an owner, where each has its own."""
     autonomy: Autonomy = Autonomy.SUPERVISED
     cleanup_seconds: float = 5.0
     node_slots: int | None = None
@@ -160,7 +162,8 @@ class Attempt:
 
     @property
     def bound(self) -> Any:
-        return self.graph.copy(update={"checkpointer": self.desk.saver})
+        own = self.desk.saver_of
+        return self.graph.copy(update={"checkpointer": own(self.session.owner) if own else self.desk.saver})
 
     async def go(self, value: Any, *, context: Any = None) -> None:
         self.error = None

@@ -74,10 +74,6 @@ SETTINGS = """
 tenants = ["default"]
 roles = ["approver"]
 
-[principals.olga]
-tenants = ["default"]
-roles = ["operator"]
-
 [principals.mallory]
 tenants = ["default"]
 """

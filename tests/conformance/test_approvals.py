@@ -27,7 +27,7 @@ async def test_a_question_is_found_as_it_was_asked(scene: Scene):
     assert (approval.expires_at - approval.created_at).total_seconds() == pytest.approx(604_800, abs=5)
     assert await scene.store.approvals.get("acme", approval.id) == approval
     assert await scene.store.approvals.of_interrupt("acme", owner.thread_id, asked.interrupt_id) == approval
-    assert list(await scene.store.approvals.of_call("acme", owner.thread_id, call.identity.key)) == [approval]
+    assert list(await scene.store.approvals.of_task("acme", owner.thread_id, asked.task_id)) == [approval]
     assert (await scene.kinds(owner))[-1] == "approval.asked"
 
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from scenes import FAILED, INTENDED, LOST, RETRIED, RETURNED, Scene, event, intent, outcome
+from scenes import FAILED, INTENDED, LOST, RETRIED, RETURNED, Scene, event, intent, new_id, outcome
 from stores import memory_store, postgres_store
 
 from holdfast.checkpoints.database import Database
@@ -205,7 +205,8 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def ask_for_an_open_one(self, data) -> None:
         sent = data.draw(st.sampled_from(self.sent))
-        opened = self.do(self.scene.store.journal.open(self.owner, sent.intent, event=INTENDED))
+        again = replace(sent.intent, call_id=new_id())
+        opened = self.do(self.scene.store.journal.open(self.owner, again, event=INTENDED))
         assert not isinstance(opened, Fresh | Recorded)
 
     @rule()

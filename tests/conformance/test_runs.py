@@ -104,6 +104,7 @@ async def test_a_step_is_counted_once_per_task_and_refused_beyond_the_limit(scen
     owner = await scene.running(limits=Limits(max_steps=2))
     for task in ("one", "one", "two", "one"):
         assert await begin(scene, owner, task) is False
+    await scene.store.events.append(owner, [])  # what was on its way is there now
     assert (await scene.budget(owner)).spent.steps == 2
     before = await scene.kinds(owner)
     with pytest.raises(BudgetExceeded) as refused:

@@ -47,13 +47,13 @@ async def test_interrupt_is_asked_once_however_often_its_node_runs(house: House)
     assert (await house.kinds(claim.run_id)).count("approval.asked") == 1
 
 
-async def test_approvals_are_found_by_interrupt_by_call_by_run_and_by_thread(house: House) -> None:
+async def test_approvals_are_found_by_interrupt_by_task_by_run_and_by_thread(house: House) -> None:
     claim, (first, second) = await parked(house, "one", "two")
     thread = claim.run.thread_id
     assert await house.approvals.of_interrupt(ACME, thread, "two") == second
     assert await house.approvals.of_interrupt(ACME, thread, "three") is None
-    assert await house.approvals.of_call(ACME, thread, "key") == [first, second]
-    assert await house.approvals.of_call(ACME, thread, "another") == []
+    assert await house.approvals.of_task(ACME, thread, "task") == [first, second]
+    assert await house.approvals.of_task(ACME, thread, "another") == []
     assert await house.approvals.find(ACME, run_id=claim.run_id) == [first, second]
     assert await house.approvals.find(ACME, thread_key=claim.run.thread_key, limit=1) == [first]
     assert await house.approvals.find(ACME, thread_key="another") == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import operator
+from functools import partial
 from typing import Annotated, Any
 
 from governing import Desk, raising
@@ -11,6 +12,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
+from holdfast.checkpoints.saver import saver_for
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.approvals import ApprovalKind
 from holdfast.contracts.events import EventDraft, EventKind
@@ -234,7 +236,8 @@ async def test_answers_do_not_mix_on_postgres_either(database):
         second = await runtime.context.tools.call("pay", {"order": "B"})
         return {"log": [first.output, colour, second.output]}
 
-    till, desk = Till(), Desk(store=PostgresStore(database, SystemIds()))
+    till = Till()
+    desk = Desk(store=PostgresStore(database, SystemIds()), saver_of=partial(saver_for, database))
     attempt = await answered(
         await desk.start(till.graph(node), {"x": "1"}),
         ("approve", {}),

@@ -138,6 +138,7 @@ async def test_step_is_counted_once_per_task_and_refused_past_the_limit(house: H
     with pytest.raises(BudgetExceeded) as refused:
         await house.runs.begin_step(owner, node="work", task_id="three", event=started)
     assert (refused.value.facts["limit_name"], refused.value.facts["limit"]) == ("max_steps", 2)
+    await house.events.append(owner, [])  # what was on its way is there now
     assert (await house.kinds(owner.run_id)).count("node.started") == 4
     assert await house.scalar("select spent_steps from budgets where budget_id = %s", owner.run_id) == 2
 
@@ -151,6 +152,7 @@ async def test_parallel_steps_never_pass_the_limit(house: House) -> None:
         return_exceptions=True,
     )
     assert sum(isinstance(answer, BudgetExceeded) for answer in answers) == 5
+    await house.events.append(owner, [])
     assert (await house.kinds(owner.run_id)).count("node.started") == 3
 
 

@@ -109,8 +109,9 @@ class Desk:
         scope = scope or self.scope
         request = self.request(args, name, **changes)
         identity = self.executor.identify(request, scope=scope)
-        asked = await self.store.approvals.of_call(scope.owner.tenant_id, scope.owner.thread_id, identity.key)
-        approval = asked[-1] if asked else None
+        asked = await self.store.approvals.find(scope.owner.tenant_id, pending_only=False)
+        mine = [approval for approval in asked if approval.identity_key == identity.key]
+        approval = mine[-1] if mine else None
         answer = await self.executor.perform(request, identity, scope=scope, toolset=self.tools, approval=approval)
         if isinstance(answer, Question):
             await self.ask(answer, identity.key)
@@ -158,7 +159,8 @@ class Desk:
         return record
 
     async def events(self) -> list[str]:
-        """The kinds of events since the run began."""
+        """The kinds of events since the run began, those that nobody waited for included."""
+        await self.store.events.append(self.scope.owner, [])
         events = await self.store.events.read("acme", self.scope.run.run_id)
         return [event.kind.value for event in events if not event.kind.startswith("run.")]
 

@@ -1,0 +1,224 @@
+"""What one flush commits: a task's writes with its events and questions, the calls of many runs with their money."""
+
+import asyncio
+import operator
+from functools import partial
+from typing import Annotated, Any, LiteralString
+
+import psycopg
+import pytest
+from fix_database import DatabaseUrls
+from fix_proxy import Proxy
+from governing import Desk, raising
+from langgraph.graph import START, StateGraph
+from langgraph.runtime import Runtime
+from langgraph.types import interrupt
+from scenes import INTENDED, ONE_TOOL_CALL, RETURNED, Scene, intent, outcome
+from stores import postgres_store
+from typing_extensions import TypedDict
+
+from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.saver import saver_for
+from holdfast.contracts.calls import Fresh, Recorded
+from holdfast.contracts.errors import BudgetExceeded
+from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.limits import Limits, Usage
+from holdfast.gateway.toolset import tool
+from holdfast.graphs.govern import govern
+from holdfast.nodes.context import RunContext
+from holdfast.testing.invariants import assert_invariants
+
+
+class State(TypedDict, total=False):
+    log: Annotated[list[Any], operator.add]
+
+
+@pytest.fixture
+def scene(database: Database) -> Scene:
+    return Scene(postgres_store(database))
+
+
+@pytest.fixture
+def desk(database: Database) -> Desk:
+    return Desk(store=postgres_store(database), saver_of=partial(saver_for, database))
+
+
+async def rows(urls: DatabaseUrls, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
+    async with await psycopg.AsyncConnection.connect(urls.admin) as conn:
+        return await (await conn.execute(query, values)).fetchall()
+
+
+def governed(node: Any, **terms: Any) -> Any:
+    builder = StateGraph(State, context_schema=RunContext).add_node("node", node).add_edge(START, "node")
+    return govern(builder.compile(), name="one", **terms)
+
+
+async def test_a_nodes_end_is_committed_with_its_writes(desk: Desk, database: Database, database_urls: DatabaseUrls):
+    async def node(state: State) -> State:
+        return {"log": ["done"]}
+
+    attempt = await desk.start(governed(node), {"log": []})
+    with raising(attempt):
+        assert attempt.output == {"log": ["done"]}
+    commits = await rows(
+        database_urls,
+        "select e.xmin::text, w.xmin::text from events e join checkpoint_writes w on w.task_id = e.task_id "
+        "where e.kind = 'node.completed' and w.channel = 'log'",
+    )
+    assert len(commits) == 1
+    assert commits[0][0] == commits[0][1]
+    await assert_invariants(database)
+
+
+async def test_a_question_is_committed_with_its_interrupt(desk: Desk, database: Database, database_urls: DatabaseUrls):
+    async def node(state: State) -> State:
+        return {"log": [interrupt("which colour?")]}
+
+    attempt = await desk.start(governed(node), {"log": []})
+    commits = await rows(
+        database_urls,
+        "select a.xmin::text, w.xmin::text, e.xmin::text from approvals a "
+        "join checkpoint_writes w on w.task_id = a.task_id and w.channel = '__interrupt__' "
+        "join events e on e.task_id = a.task_id and e.kind = 'approval.asked'",
+    )
+    assert len(commits) == 1
+    assert len(set(commits[0])) == 1
+    await attempt.rest()
+    await assert_invariants(database)
+
+
+async def test_what_is_staged_for_a_task_without_writes_is_written_when_the_attempt_ends(
+    scene: Scene, database: Database
+):
+    owner = await scene.running()
+    await scene.store.events.stage(owner, "no-such-task", [EventDraft(kind=EventKind.NODE_FAILED, node="n")])
+    assert "node.failed" not in await scene.kinds(owner)
+    await scene.store.runs.release(owner, event=EventDraft(kind=EventKind.RUN_RELEASED))
+    assert (await scene.kinds(owner))[-2:] == ["node.failed", "run.released"]
+    await assert_invariants(database)
+
+
+async def test_what_nobody_waits_for_is_written_soon_and_before_what_comes_after(scene: Scene):
+    owner = await scene.running()
+    await scene.store.events.later(owner, [EventDraft(kind=EventKind.TOOL_REPLAYED)])
+    await scene.store.journal.open(owner, intent(owner), event=INTENDED)
+    assert (await scene.kinds(owner))[-2:] == ["tool.replayed", "tool.intended"]
+    await scene.store.events.later(owner, [EventDraft(kind=EventKind.TOOL_REPLAYED)])
+    async with asyncio.timeout(10):
+        while (await scene.kinds(owner))[-1] != "tool.replayed":  # noqa: ASYNC110  # by a timer, without anyone's help
+            await asyncio.sleep(0.01)
+
+
+async def test_calls_of_many_runs_share_their_commits(scene: Scene, database: Database, database_urls: DatabaseUrls):
+    owners = [await scene.running() for _ in range(8)]
+    shared = await scene.store.ledger.tenant_budget("acme")
+    intents = [intent(owner, budgets=(owner.run_id, shared)) for owner in owners]
+    opened = await asyncio.gather(
+        *(scene.store.journal.open(o, i, event=INTENDED) for o, i in zip(owners, intents, strict=True))
+    )
+    assert all(isinstance(each, Fresh) for each in opened)
+    [(commits,)] = await rows(database_urls, "select count(distinct xmin::text) from calls")
+    assert commits <= 2  # the first alone, the others while it was under way
+    await asyncio.gather(
+        *(
+            scene.store.journal.close(o, outcome(i.call_id), event=RETURNED)
+            for o, i in zip(owners, intents, strict=True)
+        )
+    )
+    [(commits,)] = await rows(database_urls, "select count(distinct xmin::text) from calls")
+    assert commits <= 2
+    assert (await scene.budget(owners[0], shared)).spent.tool_calls == 8
+    await assert_invariants(database)
+
+
+async def test_intents_that_have_room_alone_but_not_together_are_let_in_one_by_one(scene: Scene, database: Database):
+    owner = await scene.running(limits=Limits(max_tool_calls=5))
+    answers = await asyncio.gather(
+        *(scene.store.journal.open(owner, intent(owner, occurrence=n), event=INTENDED) for n in range(8)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(answer, Fresh) for answer in answers) == 5
+    assert sum(isinstance(answer, BudgetExceeded) for answer in answers) == 3
+    assert (await scene.budget(owner)).reserved.tool_calls == 5
+    await assert_invariants(database)
+
+
+async def test_a_locked_budget_holds_up_its_own_calls_alone(
+    scene: Scene, database: Database, database_urls: DatabaseUrls
+):
+    stuck, free = await scene.running(), await scene.running()
+    async with await psycopg.AsyncConnection.connect(database_urls.admin) as conn:
+        await conn.execute("select from budgets where budget_id = %s for update", [stuck.run_id])
+        waiting = asyncio.create_task(scene.store.journal.open(stuck, intent(stuck), event=INTENDED))
+        assert isinstance(await scene.store.journal.open(free, intent(free), event=INTENDED), Fresh)
+        assert not waiting.done()
+        await conn.rollback()
+    assert isinstance(await waiting, Fresh)
+    await assert_invariants(database)
+
+
+async def test_the_same_intent_opened_again_after_its_answer_was_lost_is_fresh_and_reserved_once(scene: Scene):
+    owner = await scene.running()
+    first = await scene.store.journal.open(owner, (wanted := intent(owner)), event=INTENDED)
+    assert await scene.store.journal.open(owner, wanted, event=INTENDED) == first
+    assert (await scene.budget(owner)).reserved == ONE_TOOL_CALL
+    assert (await scene.kinds(owner)).count("tool.intended") == 1
+
+
+async def test_answers_that_never_came_are_asked_for_again_and_nothing_is_written_twice(
+    proxy: Proxy, database_urls: DatabaseUrls, database: Database
+):
+    async with Database(proxy.url) as far:
+        scene = Scene(postgres_store(far))
+        owner = await scene.running()
+        await scene.store.events.append(owner, [EventDraft(kind=EventKind.TOOL_REFUSED, node="before")])
+        wanted = intent(owner)
+        proxy.lose_answer(wanted.call_id.encode(), cut=True)
+        assert isinstance(await scene.store.journal.open(owner, wanted, event=INTENDED), Fresh)
+        proxy.lose_answer(b"the answer", cut=True)
+        closed = await scene.store.journal.close(
+            owner, outcome(wanted.call_id, response={"text": "the answer"}), event=RETURNED
+        )
+        proxy.lose_answer(b"lost-and-found", cut=True)
+        await scene.store.events.append(owner, [EventDraft(kind=EventKind.TOOL_REFUSED, node="lost-and-found")])
+        assert proxy.answers_lost == 3
+        assert (closed.status, closed.response) == ("returned", {"text": "the answer"})
+        assert isinstance(await scene.store.journal.open(owner, wanted, event=INTENDED), Recorded)
+        kinds = (await scene.kinds(owner))[2:]
+        assert kinds == ["tool.refused", "tool.intended", "tool.returned", "tool.refused"]
+        state = await scene.budget(owner)
+        assert (state.spent, state.reserved) == (ONE_TOOL_CALL, Usage())
+    await assert_invariants(database)
+
+
+@tool(effect="read")
+async def look(order: str) -> dict[str, str]:
+    """Look at an order."""
+    return {"seen": order}
+
+
+async def test_a_node_that_runs_again_reads_its_calls_once_and_answers_from_memory(desk: Desk, database: Database):
+    async def node(state: State, runtime: Runtime[RunContext]) -> State:
+        for n in range(5):
+            await runtime.context.tools.call("look", {"order": str(n)})
+        return {"log": [interrupt("go on?")]}
+
+    graph = governed(node, tools=[look])
+    attempt = await desk.start(graph, {"log": []})
+    [question] = await attempt.inbox()
+    await attempt.rest()
+    await attempt.decide(question, "respond", value="yes")
+    reads: list[str] = []
+    asked = database.reader.calls
+
+    async def counted(*place: str) -> Any:
+        reads.append(place[-1])
+        return await asked(*place)
+
+    database.reader.calls = counted  # type: ignore[method-assign]
+    again = await attempt.resume()
+    with raising(again):
+        assert again.output == {"log": ["yes"]}
+    assert len(reads) == 1
+    assert len(await again.events(EventKind.TOOL_REPLAYED)) == 5
+    assert len(await again.calls()) == 5

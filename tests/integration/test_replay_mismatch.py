@@ -1,0 +1,147 @@
+"""A node that runs again and asks for something else than it did: what was done is neither forgotten nor done over."""
+
+import operator
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pytest
+from governing import Attempt, Desk, raising
+from langgraph.graph import START, StateGraph
+from langgraph.runtime import Runtime
+from langgraph.types import interrupt
+from typing_extensions import TypedDict
+
+from holdfast.contracts.approvals import ApprovalKind
+from holdfast.contracts.errors import ReplayMismatch
+from holdfast.contracts.verdicts import Autonomy
+from holdfast.gateway.toolset import tool
+from holdfast.graphs.govern import govern
+from holdfast.nodes.context import RunContext
+
+
+class State(TypedDict, total=False):
+    log: Annotated[list[Any], operator.add]
+
+
+class World:
+    """What was really paid and looked at, and what the node asks for in each of its runs."""
+
+    def __init__(self, *asks: Callable[[Any], Any]) -> None:
+        self.paid: list[str] = []
+        self._asks = list(asks)
+
+        @tool(effect="external")
+        async def pay(order: str) -> dict[str, str]:
+            """Pay for an order."""
+            self.paid.append(order)
+            return {"paid": order}
+
+        @tool(effect="read")
+        async def look(order: str) -> dict[str, str]:
+            """Look at an order."""
+            return {"seen": order}
+
+        async def node(state: State, runtime: Runtime[RunContext]) -> State:
+            ask = self._asks.pop(0) if len(self._asks) > 1 else self._asks[0]
+            return {"log": [await ask(runtime.context.tools)]}
+
+        builder = StateGraph(State, context_schema=RunContext).add_node("node", node).add_edge(START, "node")
+        self.graph = govern(builder.compile(), name="world", tools=[pay, look])
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk(autonomy=Autonomy.AUTONOMOUS)
+
+
+def paying(order: str, *, then_ask: bool = False) -> Callable[[Any], Any]:
+    async def ask(tools: Any) -> Any:
+        result = await tools.call("pay", {"order": order})
+        return interrupt("and now?") if then_ask else result.output
+
+    return ask
+
+
+async def looking(tools: Any) -> Any:
+    return (await tools.call("look", {"order": "A"})).output
+
+
+async def nothing(tools: Any) -> Any:
+    return "nothing"
+
+
+async def decided(attempt: Attempt, decision: str, **parts: Any) -> Attempt:
+    [question] = await attempt.inbox()
+    await attempt.rest()
+    await attempt.decide(question, decision, **parts)
+    return await attempt.resume()
+
+
+async def test_an_effect_with_other_arguments_is_stopped_before_it_is_sent(desk: Desk):
+    world = World(paying("A", then_ask=True), paying("B"))
+    again = await decided(await desk.start(world.graph, {"log": []}), "respond", value="go on")
+    assert world.paid == ["A"]
+    [question] = await again.inbox()
+    assert (question.kind, question.tool_name, question.args) == (ApprovalKind.MISMATCH, "pay", {"order": "A"})
+    assert question.allowed == ("approve", "reject")
+
+
+async def test_what_a_person_lets_stand_stands_and_the_node_goes_on(desk: Desk):
+    world = World(paying("A", then_ask=True), paying("B"))
+    again = await decided(await desk.start(world.graph, {"log": []}), "respond", value="go on")
+    last = await decided(again, "approve")
+    with raising(last):
+        assert last.output == {"log": [{"paid": "B"}]}
+    assert world.paid == ["A", "B"]
+
+
+async def test_what_a_person_does_not_let_stand_ends_the_node_and_nothing_is_sent(desk: Desk):
+    world = World(paying("A", then_ask=True), paying("B"))
+    again = await decided(await desk.start(world.graph, {"log": []}), "respond", value="go on")
+    last = await decided(again, "reject")
+    with pytest.raises(ReplayMismatch, match="no longer asks for pay"), raising(last):
+        pass
+    assert world.paid == ["A"]
+
+
+@pytest.mark.parametrize("otherwise", [looking, nothing])
+async def test_an_effect_that_is_not_asked_for_at_all_is_noticed_when_the_node_ends(desk: Desk, otherwise: Any):
+    world = World(paying("A", then_ask=True), otherwise)
+    again = await decided(await desk.start(world.graph, {"log": []}), "respond", value="go on")
+    [question] = await again.inbox()
+    assert question.kind is ApprovalKind.MISMATCH
+    last = await decided(again, "approve")
+    with raising(last):
+        assert len(last.output["log"]) == 1
+    assert world.paid == ["A"]
+
+
+async def test_reads_and_models_may_change_and_the_same_effect_is_answered_from_the_journal(desk: Desk):
+    async def looks_first(tools: Any) -> Any:
+        await tools.call("look", {"order": "A"})
+        return await paying("A", then_ask=True)(tools)
+
+    world = World(looks_first, paying("A", then_ask=True))
+    last = await decided(await desk.start(world.graph, {"log": []}), "respond", value="yes")
+    with raising(last):
+        assert last.output == {"log": ["yes"]}
+    assert world.paid == ["A"]
+
+
+async def test_questions_after_a_mismatch_get_their_own_answers(desk: Desk):
+    async def pays_a_and_dies(tools: Any) -> Any:
+        await tools.call("pay", {"order": "A"})
+        raise RuntimeError("the process died here")
+
+    async def pays_b_and_asks(tools: Any) -> Any:
+        paid = (await tools.call("pay", {"order": "B"})).output
+        return [paid, interrupt("which colour?")]
+
+    world = World(pays_a_and_dies, pays_b_and_asks)
+    again = await desk.start(world.graph, {"log": []})
+    await again.go(None)
+    coloured = await decided(again, "approve")
+    last = await decided(coloured, "respond", value="red")
+    with raising(last):
+        assert last.output == {"log": [[{"paid": "B"}, "red"]]}
+    assert world.paid == ["A", "B"]
