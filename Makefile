@@ -6,7 +6,7 @@ WORKERS ?= 2
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format types check wheel-test bench notebooks lock clean
+.PHONY: help setup demo test test-fast lint format types check wheel-test bench notebooks recording lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench: setup ## measure, side by side with the alternatives
 
 notebooks: setup ## execute the notebooks
 	$(PY) -m pytest tests/acceptance/test_notebook.py
+
+recording: setup ## record this version for the tests of later ones, at a release
+	$(PY) tests/recordings/record.py
 
 lock: setup ## resolve the dependencies anew
 	$(PY) -m uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url \

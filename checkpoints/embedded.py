@@ -95,7 +95,7 @@ class EmbeddedServer:
         with self._alone():
             self._leave()
         if self._temporary:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)  # another one's sweep may be at it already
 
     @property
     def _cluster(self) -> Cluster:
