@@ -8,14 +8,16 @@ the runs of a thread are created in the order in which others come to see them, 
 from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.database import Connection
-from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.events import Entry, write_entries
+from holdfast.checkpoints.origins import place
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.tenants import unknown_tenant
+from holdfast.checkpoints.vault import Vault
 from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import AdmissionRefused, Conflict
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
-from holdfast.contracts.runs import RunRequest
+from holdfast.contracts.runs import Forked, Resumed, RunRequest
 from holdfast.contracts.tenancy import Tenant
 from holdfast.telemetry.spans import trace_ids
 
@@ -23,10 +25,12 @@ _SQL = load_queries(__name__, "admission.sql")
 _RETRY_AFTER_SECONDS = 5.0
 
 
-async def admit(conn: Connection, request: RunRequest, *, run_id: RunId, new_thread: str) -> None:
-    """Write the run, unless it was admitted before. `new_thread` is the thread's id if it is used the first time.
+async def admit(conn: Connection, request: RunRequest, *, run_id: RunId, new_thread: str, vault: Vault | None) -> None:
+    """Write the run, unless it was admitted before. `new_thread` is the thread's id if it is used the first time; a
+    fork's history is sealed to it by `vault`, where there are keys.
 
-    Raises `AdmissionRefused`, `NotFound` for an unknown tenant, `Conflict` for a run id with another request.
+    Raises `AdmissionRefused`, `NotFound` for an unknown tenant or an origin that the tenant has not, `Conflict` for a
+    run id with another request and an origin that does not admit it.
     """
     tenant_id, asked = request.tenant.tenant_id, request.digest
     tenant = await _lock_tenant(conn, tenant_id)
@@ -34,13 +38,14 @@ async def admit(conn: Connection, request: RunRequest, *, run_id: RunId, new_thr
         return
     if not request.attached:
         await _require_room(conn, tenant)
-    thread = {"thread_id": new_thread, "tenant_id": tenant_id, "thread_key": request.thread_key}
-    row = await (await conn.execute(_SQL["open_thread"], thread)).fetchone()
-    assert row is not None, "the thread was made or found"
-    await _insert(conn, request, run_id=run_id, thread_id=str(row["thread_id"]), asked=asked)
-    await write_events(
-        conn, tenant_id=tenant_id, run_id=run_id, attempt=1 if request.attached else 0, drafts=[_admitted(request)]
-    )
+    entered = await place(conn, request, run_id=run_id, new_thread=new_thread, vault=vault)
+    await _insert(conn, request, run_id=run_id, thread_id=entered.thread_id, asked=asked)
+    attempt = 1 if request.attached else 0
+    own = [
+        Entry(tenant_id=tenant_id, run_id=run_id, attempt=attempt, draft=draft)
+        for draft in (_admitted(request), *entered.drafts)
+    ]
+    await write_entries(conn, [*own, *entered.told(tenant_id)])
 
 
 async def _lock_tenant(conn: Connection, tenant_id: TenantId) -> Tenant:
@@ -86,10 +91,11 @@ async def _insert(conn: Connection, request: RunRequest, *, run_id: RunId, threa
             "request_digest": asked,
             "context": None if request.context is None else Jsonb(plain(request.context)),
             "limits": Jsonb(limits.model_dump(mode="json")),
-            "deadline_seconds": limits.deadline_seconds,
+            "deadline_seconds": request.working_seconds,
             "max_attempts": request.max_attempts,
             "trace_parent": request.trace_parent,
             "attached": request.attached,
+            **_origin(request),
             "max_model_calls": limits.max_model_calls,
             "max_tool_calls": limits.max_tool_calls,
             "max_tokens": limits.max_tokens,
@@ -99,6 +105,15 @@ async def _insert(conn: Connection, request: RunRequest, *, run_id: RunId, threa
     )
     if not admitted.rowcount:
         raise Conflict(f"the run id {run_id} is taken; use a new one", run_id=run_id)
+
+
+def _origin(request: RunRequest) -> dict[str, str | None]:
+    origin = request.origin
+    return {
+        "forked_from": origin.run_id if isinstance(origin, Forked) else None,
+        "forked_at": origin.checkpoint_id if isinstance(origin, Forked) else None,
+        "resumed_from": origin.run_id if isinstance(origin, Resumed) else None,
+    }
 
 
 def _admitted(request: RunRequest) -> EventDraft:

@@ -35,19 +35,15 @@ class PostgresApprovals:
         self._ids = ids
 
     async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
+        columns = _columns(owner, request) | {"approval_id": self._ids.new()}
         async with self._database.owned(owner) as conn:
-            asked = await _one(conn, "ask_approval", _columns(owner, request) | {"approval_id": self._ids.new()})
+            asked = await _one(conn, "ask_approval", columns)
             if asked is not None:
                 await write_events(
                     conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=[event]
                 )
                 return asked
-            interrupt = {
-                "tenant_id": owner.tenant_id,
-                "thread_id": owner.thread_id,
-                "interrupt_id": request.interrupt_id,
-            }
-            there = await _one(conn, "approval_of_interrupt", interrupt)
+            there = await _one(conn, "approval_of_interrupt", columns)
             assert there is not None, "the interrupt was asked already"
             return there
 
@@ -158,6 +154,11 @@ class PostgresApprovals:
                 assert run is not None, "an approval has its run"
                 expired += await _expire(conn, due["tenant_id"], run, due["approval_ids"])
         return expired
+
+
+async def set_aside_withdrawn(conn: Connection, tenant_id: TenantId, thread_id: str) -> None:
+    """Let the questions that were withdrawn be asked anew by the run that is admitted in the caller's transaction."""
+    await conn.execute(_SQL["set_aside_withdrawn"], {"tenant_id": tenant_id, "thread_id": thread_id})
 
 
 async def withdraw(conn: Connection, run_id: RunId) -> list[EventDraft]:

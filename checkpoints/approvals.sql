@@ -8,6 +8,14 @@ values (%(approval_id)s, %(tenant_id)s, %(run_id)s, %(thread_id)s, %(interrupt_i
     on conflict (thread_id, interrupt_id) do nothing
 returning *
 
+-- name: set_aside_withdrawn
+-- Let go of the interrupts of a thread whose questions were withdrawn with their run, so that the run that goes on for it
+-- can ask them anew.
+update approvals
+   set interrupt_id = interrupt_id || ' withdrawn ' || approval_id
+ where tenant_id = %(tenant_id)s and thread_id = %(thread_id)s and status = 'withdrawn'
+   and interrupt_id not like '%% withdrawn %%'
+
 -- name: get_approval
 -- A tenant's approval by its id.
 select *

@@ -5,12 +5,12 @@ alone; `engine()` logs in the same way and becomes `holdfast_engine`, which sees
 
 Nothing waits forever. The server's own timeouts end a slow statement; a server that has gone deaf (stopped, or cut
 off by the network) is found out here: a transaction that is not over in time has its socket shut, and ends as
-`StoreUnavailable`.
+`StoreUnavailable`. What works for a run waits no longer than its lease or deadline leaves it (`contracts.patience`).
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,11 +18,12 @@ import psycopg
 from psycopg import AsyncConnection, IsolationLevel
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from holdfast.checkpoints.fence import hold
-from holdfast.checkpoints.line import Connection as Connection
-from holdfast.checkpoints.line import Line, hanging_up_after
+from holdfast.checkpoints.giving_up import Connection as Connection
+from holdfast.checkpoints.giving_up import hanging_up_after
+from holdfast.checkpoints.line import Line
 from holdfast.checkpoints.migrating import APPLIED, UPGRADE, application_name
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.reader import CheckpointReader
@@ -40,11 +41,15 @@ from holdfast.checkpoints.vault import Encryption, Vault
 from holdfast.checkpoints.writer import CheckpointWriter
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest, InvariantViolated
 from holdfast.contracts.ids import RunId
+from holdfast.contracts.patience import patience_here
 from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "database.sql")
 _OLDEST_SERVER = 160_000
 _LISTEN_CHECK_SECONDS = 30.0
+_ANSWER_GRACE_SECONDS = 1.0
+_PLACE_SECONDS = 2.0
+"""Whoever waits for a connection keeps the place in the pool's queue so long, before it is seen whether to go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +161,9 @@ class Database:
         """Write what the writer was given, then close every connection. Whoever still waits for one gets
         `StoreUnavailable`.
         """
-        async with AsyncExitStack() as closing:
+        async with asyncio.TaskGroup() as closing:
             for part in (self._engine, self._app, self.reader, self.writer):
-                closing.push_async_callback(part.close)
+                closing.create_task(part.close())
 
     @asynccontextmanager
     async def tenant(self, tenant_id: str, *, snapshot: bool = False) -> AsyncIterator[Connection]:
@@ -271,12 +276,35 @@ class Database:
         self, pool: AsyncConnectionPool[Connection], *, snapshot: bool = False
     ) -> AsyncIterator[Connection]:
         with translating():
-            async with pool.connection() as conn:
+            async with self._checked_out(pool) as conn:
                 # The pool's connections are reused: each is given its level anew, which costs no round trip.
                 await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ if snapshot else None)
                 with self._hanging_up_on(conn):
                     async with conn.transaction():
                         yield conn
+
+    @asynccontextmanager
+    async def _checked_out(self, pool: AsyncConnectionPool[Connection]) -> AsyncIterator[Connection]:
+        conn = await self._free(pool)
+        try:
+            yield conn
+        finally:
+            await pool.putconn(conn)
+
+    async def _free(self, pool: AsyncConnectionPool[Connection]) -> Connection:
+        """A connection of the pool, waited for as long as whoever needs it has patience, which may grow."""
+        loop, patience = asyncio.get_running_loop(), patience_here()
+        ends_at = loop.time() + self._terms.acquire_seconds
+        while True:
+            left = ends_at - loop.time()
+            seconds = left if patience is None else min(left, patience(), _PLACE_SECONDS)
+            if seconds <= 0:
+                raise psycopg.OperationalError("it was not waited for any longer, by the run's lease or deadline")
+            try:
+                return await pool.getconn(timeout=seconds)
+            except PoolTimeout:
+                if left <= seconds:
+                    raise
 
     @contextmanager
     def _hanging_up_on(self, conn: Connection) -> Iterator[None]:
@@ -284,7 +312,9 @@ class Database:
             yield
 
     def _line(self, dsn: str) -> Line:
-        return Line(lambda: self._connect(dsn), patience_seconds=self._terms.transaction_seconds)
+        # The server itself ends a statement that takes too long, and says so: what says nothing then is deaf.
+        answer = self._terms.statement_seconds + _ANSWER_GRACE_SECONDS
+        return Line(lambda: self._connect(dsn), patience_seconds=self._terms.transaction_seconds, answer_seconds=answer)
 
     def _pool(self, name: str, dsn: str, size: int) -> AsyncConnectionPool[Connection]:
         return AsyncConnectionPool(
@@ -328,6 +358,7 @@ def _with_timeouts(dsn: str, terms: StoreTerms) -> str:
         "statement_timeout": f"{terms.statement_seconds:g}s",
         "lock_timeout": f"{terms.lock_seconds:g}s",
         "idle_in_transaction_session_timeout": f"{terms.transaction_seconds:g}s",
+        "client_connection_check_interval": "1s",  # what nobody waits for any more is not worked on, nor kept locked
         "timezone": "UTC",
     }.items():
         dsn = _with_option(dsn, option, value)

@@ -64,7 +64,7 @@ having count(*) > 1;
 -- The attempt that ends a run leaves none of its own calls open: each has returned, failed, or is unknown.
 select format('call %s', c.call_id) as subject, format('open, and run %s is %s', r.run_id, r.status) as detail
   from calls c
-  join runs r using (run_id)
+  join runs r on r.run_id = coalesce(c.sent_by, c.run_id)
  where c.status = 'open' and c.epoch = r.epoch and r.status in ('completed', 'failed', 'cancelled');
 
 -- name: reserved_is_what_open_calls_reserved
@@ -92,7 +92,8 @@ select format('budget %s of a %s', budget_id, kind) as subject,
  where ledger is distinct from journal;
 
 -- name: spent_is_what_calls_used
--- A budget has spent exactly what the sends of its calls have used, and counts those of unknown price.
+-- A budget has spent exactly what it inherited and what the sends of its calls have used, and counts those of unknown
+-- price.
 with sends as (
     select unnest(budgets) as budget_id, used
       from calls
@@ -114,25 +115,31 @@ used as (
 compared as (
     select b.budget_id, b.kind,
            (b.spent_model_calls, b.spent_tool_calls, b.spent_tokens, b.spent_cost, b.spent_unpriced) as ledger,
-           (coalesce(u.model_calls, 0)::bigint, coalesce(u.tool_calls, 0)::bigint, coalesce(u.tokens, 0)::bigint,
-            coalesce(u.cost, 0)::bigint, coalesce(u.unpriced, 0)::bigint) as journal
+           (coalesce(u.model_calls, 0)::bigint + coalesce(i.model_calls, 0),
+            coalesce(u.tool_calls, 0)::bigint + coalesce(i.tool_calls, 0),
+            coalesce(u.tokens, 0)::bigint + coalesce(i.tokens, 0),
+            coalesce(u.cost, 0)::bigint + coalesce(i.cost, 0),
+            coalesce(u.unpriced, 0)::bigint + coalesce(i.unpriced, 0)) as journal
       from budgets b
-      left join used u using (budget_id))
+      left join used u using (budget_id)
+     cross join lateral jsonb_to_record(coalesce(b.inherited, '{}'))
+                as i(model_calls bigint, tool_calls bigint, tokens bigint, cost bigint, unpriced bigint))
 select format('budget %s of a %s', budget_id, kind) as subject,
        format('spent %s in the ledger, %s in the journal', ledger, journal) as detail
   from compared
  where ledger is distinct from journal;
 
 -- name: steps_are_the_tasks_that_started
--- A run has spent one step for each task of its graph that was started, however often, and no more than it may.
+-- A run has spent one step for each task of its graph that was started, however often, beside those that it inherited,
+-- and no more than it may.
 select format('run %s', b.budget_id) as subject,
-       format('%s steps counted, %s tasks started, %s allowed', b.spent_steps, started.tasks, b.max_steps) as detail
+       format('%s steps counted, %s tasks started, %s allowed', b.spent_steps, started.steps, b.max_steps) as detail
   from budgets b
  cross join lateral (
-       select count(distinct e.task_id) as tasks
+       select count(distinct e.task_id) + coalesce((b.inherited ->> 'steps')::bigint, 0) as steps
          from events e
         where e.run_id = b.run_id and e.kind = 'node.started') started
- where b.kind = 'run' and (b.spent_steps <> started.tasks or b.spent_steps > b.max_steps);
+ where b.kind = 'run' and (b.spent_steps <> started.steps or b.spent_steps > b.max_steps);
 
 -- name: a_limit_is_passed_only_by_unforeseen_usage
 -- Spent and reserved stay within a limit, unless a call has used more than it reserved. (A tenant's limits can be
@@ -178,7 +185,9 @@ select format('approval %s', a.approval_id) as subject,
    and (a.used_at > a.expires_at or a.decided_at is null or a.used_at < a.decided_at
         or not exists (
            select from calls c
-            where c.grant_id = a.approval_id and c.thread_id = a.thread_id and c.identity_key = a.identity_key));
+            where (c.grant_id = a.approval_id
+                   or c.earlier @> jsonb_build_array(jsonb_build_object('grant', a.approval_id)))
+              and c.thread_id = a.thread_id and c.identity_key = a.identity_key));
 
 -- name: a_call_acts_on_a_grant
 -- A call that names an approval was approved: somebody granted it, and it has used that grant up.
@@ -230,12 +239,13 @@ select format('run %s', h.run_id), format('the head has not the hash of event %s
  where h.hash is distinct from last.hash;
 
 -- name: a_run_has_the_event_of_its_end
--- The last event of a run that has ended says how, and a run that has not ended has no such event.
+-- The last event of a run that has ended says how, and a run that has not ended has no such event. (After it comes only
+-- that another run goes on from it.)
 select format('run %s', r.run_id) as subject, format('%s; its events end with %s', r.status, ends.last) as detail
   from runs r
  cross join lateral (
        select count(*) filter (where e.kind in ('run.completed', 'run.failed', 'run.cancelled')) as finals,
-              (array_agg(e.kind order by e.seq desc))[1] as last
+              (array_agg(e.kind order by e.seq desc) filter (where e.kind not in ('run.forked', 'run.resumed')))[1] as last
          from events e
         where e.run_id = r.run_id) ends
  where case when r.status in ('completed', 'failed', 'cancelled')

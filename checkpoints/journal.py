@@ -21,6 +21,7 @@ from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.ledger import reserve, settle, usage_from_json, usage_to_json
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, document, event_row
+from holdfast.checkpoints.writer import Handed
 from holdfast.contracts.calls import (
     CallIdentity,
     CallIntent,
@@ -82,11 +83,18 @@ class PostgresJournal:
             row = await _locked(conn, owner, call_id)
             if row["status"] not in _WITHOUT_OUTCOME:
                 raise Conflict(f"call {call_id} has an outcome ({row['status']}); it is not sent again")
-            before, path = usage_from_json(row["reserved"]), _path(row)
-            changes = {"call_id": call_id, "epoch": owner.epoch, "reserved": Jsonb(usage_to_json(reservation))}
+            before, path, last = usage_from_json(row["reserved"]), _path(row), _last_run(row)
+            paying = [BudgetId(owner.run_id) if budget == BudgetId(last) else budget for budget in path]
+            changes = {
+                "call_id": call_id,
+                "run_id": owner.run_id,
+                "epoch": owner.epoch,
+                "budgets": paying,
+                "reserved": Jsonb(usage_to_json(reservation)),
+            }
             resent = await _changed(conn, "resend_call", changes)
             await settle(conn, owner.tenant_id, path, reserved=before, used=before)
-            await reserve(conn, owner.tenant_id, path, reservation)
+            await reserve(conn, owner.tenant_id, paying, reservation)
             await _write(conn, owner, [replace(event, call_id=call_id)])
         return self._remembered(_record(resent))
 
@@ -124,20 +132,18 @@ class PostgresJournal:
         """When the intent was committed; None where it must be looked at alone."""
         told = event_row(replace(event, call_id=intent.call_id), owner.attempt, needs=intent.call_id)
         records = Records(opens=[document(facts)], events=[told], calls=[intent.call_id])
-        writing = self._writer.hand_in(self._writer.pen(owner), records=records)
+        handed = self._writer.hand_in(self._writer.pen(owner), records=records)
         try:
-            return (await asyncio.shield(writing)).get(intent.call_id)
+            return (await self._writer.answer(handed)).get(intent.call_id)
         except asyncio.CancelledError:
-            if not self._writer.withdraw(writing):
-                await self._take_back(owner, intent, writing)
+            if not self._writer.withdraw(handed):
+                await self._take_back(owner, intent, handed)
             raise
 
-    async def _take_back(
-        self, owner: Owner, intent: CallIntent, writing: asyncio.Future[Mapping[str, datetime]]
-    ) -> None:
+    async def _take_back(self, owner: Owner, intent: CallIntent, handed: Handed) -> None:
         """Nobody sends what was being opened when its task was cancelled: it must not stay in doubt."""
         with suppress(HoldfastError):
-            if intent.call_id in await writing:
+            if intent.call_id in await self._writer.answer(handed):
                 unsent = TransientDependency(f"{intent.identity.name} was cancelled before it was sent")
                 outcome = CallOutcome(
                     call_id=intent.call_id,
@@ -158,7 +164,7 @@ class PostgresJournal:
         facts = _outcome_facts(owner, outcome)
         told = event_row(replace(event, call_id=outcome.call_id), owner.attempt, needs=outcome.call_id)
         records = Records(closes=[document(facts)], events=[told], calls=[outcome.call_id])
-        changed = await self._writer.hand_in(self._writer.pen(owner), records=records)
+        changed = await self._writer.answer(self._writer.hand_in(self._writer.pen(owner), records=records))
         if outcome.call_id not in changed:
             return None
         return replace(
@@ -184,7 +190,7 @@ class PostgresJournal:
                 record = _record(found)
                 if _is_this_one(found, owner, intent):
                     return Fresh(self._remembered(record))
-                if not counts_as_no_outcome(record):
+                if not counts_as_no_outcome(record, for_run=owner.run_id):
                     return Unknown(record) if record.status in _WITHOUT_OUTCOME else Recorded(record)
                 granted_before = found["grant_id"]
                 opened = await _changed(conn, "reopen_call", columns | {"call_id": record.call_id})
@@ -340,6 +346,7 @@ def _new_record(owner: Owner, intent: CallIntent, request: Mapping[str, Any], op
         call_id=intent.call_id,
         tenant_id=owner.tenant_id,
         run_id=owner.run_id,
+        last_run_id=owner.run_id,
         identity=intent.identity,
         agent_name=intent.agent_name,
         request=request,
@@ -370,6 +377,7 @@ def _record(row: Row) -> CallRecord:
         call_id=CallId(str(row["call_id"])),
         tenant_id=TenantId(row["tenant_id"]),
         run_id=RunId(str(row["run_id"])),
+        last_run_id=_last_run(row),
         identity=_identity(row),
         agent_name=row["agent_name"],
         request=json.loads(row["request"]),
@@ -408,6 +416,11 @@ def _identity(row: Row) -> CallIdentity:
         occurrence=row["occurrence"],
         fork=row["fork"],
     )
+
+
+def _last_run(row: Row) -> RunId:
+    """The run that sent a call last: a resumed one may have sent it again for the one that opened it."""
+    return RunId(str(row["sent_by"] or row["run_id"]))
 
 
 def _path(row: Row) -> list[BudgetId]:

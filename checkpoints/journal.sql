@@ -19,10 +19,10 @@ select *
    for no key update;
 
 -- name: calls_of_run
--- The calls that a run opened, in order.
+-- The calls that a run opened, or sent again for a run that had ended, in order.
 select *
   from calls
- where tenant_id = %(tenant_id)s and run_id = %(run_id)s
+ where tenant_id = %(tenant_id)s and (run_id = %(run_id)s or sent_by = %(run_id)s)
  order by opened_at, call_id;
 
 -- name: insert_intent
@@ -40,8 +40,9 @@ returning *;
 -- name: reopen_call
 -- Open a call again whose recorded failure may be tried again; what its last send used is kept among the earlier ones.
 update calls
-   set status = 'open', sends = sends + 1, epoch = %(epoch)s, closed_at = null, latency_ms = null,
-       earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'reserved', reserved, 'used', used),
+   set status = 'open', sends = sends + 1, epoch = %(epoch)s, sent_by = %(run_id)s, closed_at = null, latency_ms = null,
+       earlier = earlier || jsonb_build_object(
+           'budgets', to_jsonb(budgets), 'reserved', reserved, 'used', used, 'grant', grant_id),
        used = null,
        budgets = %(budgets)s::uuid[], reserved = %(reserved)s,
        response = null, error_type = null, error_message = null, error_facts = null
@@ -51,9 +52,9 @@ returning *;
 -- name: resend_call
 -- Note that an open call is sent again: what the send before it reserved counts as used.
 update calls
-   set status = 'open', sends = sends + 1, epoch = %(epoch)s, latency_ms = null,
+   set status = 'open', sends = sends + 1, epoch = %(epoch)s, sent_by = %(run_id)s, latency_ms = null,
        earlier = earlier || jsonb_build_object('budgets', to_jsonb(budgets), 'reserved', reserved, 'used', reserved),
-       reserved = %(reserved)s, error_type = null, error_message = null, error_facts = null
+       budgets = %(budgets)s::uuid[], reserved = %(reserved)s, error_type = null, error_message = null, error_facts = null
  where call_id = %(call_id)s
 returning *;
 

@@ -5,46 +5,39 @@ line works for a set of tenants, as a session setting; row-level security sees n
 """
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Set
 from typing import Any, LiteralString
 
 import psycopg
-from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from holdfast.checkpoints.arrays import register_arrays
+from holdfast.checkpoints.giving_up import Connection as Connection
+from holdfast.checkpoints.giving_up import hang_up, hanging_up_after
 from holdfast.checkpoints.queries import load_queries
-
-Connection = AsyncConnection[DictRow]
 
 _SQL = load_queries(__name__, "line.sql")
 _MOST_TENANTS = 128
 """So many are kept in the session's setting; beyond that, it is set anew to those of the statement alone."""
 _LONGEST_PAUSE_SECONDS = 1.0
-
-
-@contextmanager
-def hanging_up_after(conn: Connection, seconds: float) -> Iterator[None]:
-    """Shut the connection's socket when the block takes longer than this.
-
-    Cancelling would not do: psycopg then asks the server to cancel and waits for its answer, and a deaf one gives
-    none. A shut socket ends every wait on it, at once and with an error.
-    """
-    timer = asyncio.get_running_loop().call_later(seconds, _hang_up, conn)
-    try:
-        yield
-    finally:
-        timer.cancel()
+_LAST_ANSWER_SECONDS = 5.0
 
 
 class Line:
     """One connection, made when it is first needed. `run` is for one task at a time."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        patience_seconds: float,
+        answer_seconds: float | None = None,
+    ) -> None:
+        """`answer_seconds`: a connection that has not answered after so long is deaf, and another one is made. As long
+        as the patience when left out."""
         self._connect = connect
         self._seconds = patience_seconds
+        self._answer_seconds = patience_seconds if answer_seconds is None else answer_seconds
         self._heals = True
         self._conn: Connection | None = None
         self._tenants: frozenset[str] = frozenset()
@@ -73,8 +66,10 @@ class Line:
             pause = min(pause * 2 or 0.02, _LONGEST_PAUSE_SECONDS)
 
     def be_impatient(self) -> None:
-        """From now on, a lost connection is not healed any more."""
+        """From now on, a lost connection is not healed any more, and a deaf one is soon found out."""
         self._heals = False
+        if self._conn is not None:
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, hang_up, self._conn)
 
     async def close(self) -> None:
         """Give the connection back. The line can be used again."""
@@ -92,7 +87,7 @@ class Line:
             self._conn = await self._connected(seconds)
             self._tenants = frozenset()
             register_arrays(self._conn)
-        with hanging_up_after(self._conn, deadline - loop.time()):
+        with hanging_up_after(self._conn, min(self._answer_seconds, deadline - loop.time())):
             await self._work_for(self._conn, tenants)
             found = await self._conn.execute(query, parameters, prepare=True, binary=True)
             return await found.fetchall()
@@ -112,9 +107,3 @@ class Line:
             wanted = frozenset(tenants)
         await conn.execute(_SQL["work_for_tenants_from_now_on"], {"tenants": ",".join(sorted(wanted))})
         self._tenants = frozenset(wanted)
-
-
-def _hang_up(conn: Connection) -> None:
-    if not conn.closed:
-        with socket.socket(fileno=socket.dup(conn.fileno())) as wire:
-            wire.shutdown(socket.SHUT_RDWR)

@@ -10,6 +10,7 @@ import psycopg
 from psycopg.rows import DictRow
 
 from holdfast.checkpoints.arrays import INTEGER, TEXT, array, integer_field, text_field
+from holdfast.checkpoints.giving_up import NO_TIME_LEFT, Waiting
 from holdfast.checkpoints.line import Line
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.shift import Shift
@@ -37,6 +38,9 @@ class _Question:
         if not self.answer.done():
             self.answer.set_exception(type(error)(error.message, **error.facts))
 
+    def give_up(self) -> None:
+        self.fail(StoreUnavailable(f"Postgres did not answer in time: {NO_TIME_LEFT}"))
+
 
 class CheckpointReader:
     """The one reader of a process, on a line of its own. Use it in one loop."""
@@ -45,6 +49,7 @@ class CheckpointReader:
         self._line = line
         self._asked: deque[_Question] = deque()
         self._shift = Shift(self._work, name="checkpoint reader")
+        self._waiting = Waiting()
         self._closed = False
 
     async def latest(self, tenant_id: TenantId, thread_id: str, checkpoint_ns: str) -> DictRow | None:
@@ -70,7 +75,7 @@ class CheckpointReader:
         question = _Question(query, tenant_id, fields, asyncio.get_running_loop().create_future())
         self._asked.append(question)
         self._shift.begin()
-        return await question.answer
+        return await self._waiting.answer(question.answer, question.give_up)
 
     async def close(self) -> None:
         """Answer what was asked, refuse what comes, and give the connection back."""

@@ -21,25 +21,40 @@ async def copy_sealed(cursor: Cursor, form: SealedRows, source: str, target: str
     await _add(cursor, target, await _resealed(cursor, form, source, target))
 
 
+async def move_sealed(cursor: Cursor, form: SealedRows, source: str, target: str) -> None:
+    """Seal for `target`, in the caller's transaction, what was copied there as it stands at `source`."""
+    await _exchange(cursor, target, await _resealed(cursor, form, source, target, found_at=target))
+
+
 async def seal_thread(cursor: Cursor, form: SealedRows, thread: str, *, clear_too: bool) -> None:
     """Seal a thread's rows with the key in force in the caller's transaction.
 
     Raises `SealBroken` for a row that does not open, and for one in the clear unless `clear_too`: whoever wrote it,
     sealing it would vouch for it.
     """
-    resealed = await _resealed(cursor, form, thread, thread, clear_too=clear_too)
+    await _exchange(cursor, thread, await _resealed(cursor, form, thread, thread, clear_too=clear_too))
+
+
+async def _exchange(cursor: Cursor, thread: str, rows: Mapping[str, Iterable[dict[str, Any]]]) -> None:
     for name in ("take_checkpoints", "take_blobs", "take_writes"):
         await cursor.execute(_SQL[name], {"thread": thread})
-    await _add(cursor, thread, resealed)
+    await _add(cursor, thread, rows)
 
 
 async def _resealed(
-    cursor: Cursor, form: SealedRows, source: str, target: str, *, clear_too: bool = False
+    cursor: Cursor,
+    form: SealedRows,
+    source: str,
+    target: str,
+    *,
+    found_at: str | None = None,
+    clear_too: bool = False,
 ) -> Mapping[str, list[dict[str, Any]]]:
-    """New rows for `target` by the queries that add them, made of all that `source` has."""
-    checkpoints = await _all(cursor, "checkpoints_of_thread", source)
-    blobs = await _all(cursor, "blobs_of_thread", source)
-    writes = await _all(cursor, "writes_of_thread", source)
+    """New rows for `target` by the queries that add them, made of all that `source` has, or `found_at` of it."""
+    there = found_at or source
+    checkpoints = await _all(cursor, "checkpoints_of_thread", there)
+    blobs = await _all(cursor, "blobs_of_thread", there)
+    writes = await _all(cursor, "writes_of_thread", there)
     in_blobs = {(row["checkpoint_ns"], row["channel"], row["version"]) for row in blobs}
     places = _Places(form, source, target, clear_too)
     return {

@@ -44,7 +44,7 @@ class PostgresRuns:
     async def admit(self, request: RunRequest) -> Run:
         run_id = RunId(uuid_text(request.run_id, what="run"))
         async with self._database.tenant(request.tenant.tenant_id) as conn:
-            await admit(conn, request, run_id=run_id, new_thread=self._ids.new())
+            await admit(conn, request, run_id=run_id, new_thread=self._ids.new(), vault=self._database.vault)
             return await _load(conn, request.tenant.tenant_id, run_id)
 
     async def get(self, tenant_id: TenantId, run_id: RunId) -> Run:
@@ -223,10 +223,18 @@ def _run(row: dict[str, Any]) -> Run:
         worker_id=row["worker_id"],
         trace_parent=row["trace_parent"],
         attached=row["attached"],
+        forked_from=_run_id(row["forked_from"]),
+        forked_at=row["forked_at"],
+        resumed_from=_run_id(row["resumed_from"]),
+        fork=row["fork"],
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],
     )
+
+
+def _run_id(value: Any) -> RunId | None:
+    return None if value is None else RunId(str(value))
 
 
 async def _load(conn: Connection, tenant_id: TenantId, run_id: RunId) -> Run:

@@ -1,6 +1,6 @@
 -- name: load_runs
 -- Whole runs by their ids, oldest first.
-select r.*, t.thread_key, l.worker_id,
+select r.*, t.thread_key, t.fork, l.worker_id,
        case when r.deadline_at is null then r.remaining_ms / 1000.0
             else greatest(0, extract(epoch from r.deadline_at - clock_timestamp())) end::float8 as remaining_seconds
   from runs r

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -25,6 +26,7 @@ import psycopg
 
 from holdfast.checkpoints.arrays import INTEGER, TEXT, array, integer_field, text_field
 from holdfast.checkpoints.fence import lost
+from holdfast.checkpoints.giving_up import NO_TIME_LEFT, Waiting, in_time
 from holdfast.checkpoints.line import Line
 from holdfast.checkpoints.pen import Pen
 from holdfast.checkpoints.queries import load_queries
@@ -62,7 +64,9 @@ class WriterTerms:
             raise ConfigurationError("the bounds of the writer must be above 0")
 
 
-class _Write:
+class Handed:
+    """What somebody has handed in to be written as one."""
+
     __slots__ = ("done", "pen", "records", "rows")
 
     def __init__(
@@ -76,10 +80,12 @@ class _Write:
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return self.rows.size + self.records.size
 
     @property
     def calls_alone(self) -> bool:
+        """Whether who handed it in can see to it in another way."""
         return bool(self.records.calls) and not self.rows
 
     def __len__(self) -> int:
@@ -102,12 +108,13 @@ class CheckpointWriter:
     def __init__(self, line: Line, terms: WriterTerms = WriterTerms()) -> None:
         self._line = line
         self._terms = terms
-        self._queue: deque[_Write] = deque()
+        self._queue: deque[Handed] = deque()
         self._queued_bytes = 0
         self._pens: WeakValueDictionary[tuple[RunId, int], Pen] = WeakValueDictionary()
         self._laden: OrderedDict[Pen, None] = OrderedDict()
         """Pens that hold something, whether or not anyone holds them."""
         self._shift = Shift(self._work, name="checkpoint writer")
+        self._waiting = Waiting()
         self._door = asyncio.Lock()
         self._outside = 0
         self._less = asyncio.Event()
@@ -133,7 +140,7 @@ class CheckpointWriter:
             return
         self._outside += 1
         try:
-            async with self._door:
+            async with in_time(), self._door:
                 while self._queued_bytes >= self._terms.queue_bytes:
                     self._less.clear()
                     await self._less.wait()
@@ -144,24 +151,29 @@ class CheckpointWriter:
         """Returns when all of it is committed. Cancelling the wait does not take it back.
 
         Raises `LeaseLost` when the pen's owner holds its run no more, `StoreUnavailable` when the database could not
-        be reached in time, `InvalidRequest` or `NotFound` for a row that it will not have; and the same for every
-        later write with this pen.
+        be reached in time (the batch goes on without those who gave up waiting), `InvalidRequest` or `NotFound` for a
+        row that it will not have; and the same for every later write with this pen.
         """
-        await self.hand_in(pen, rows, records)
+        await self.answer(self.hand_in(pen, rows, records))
 
-    def hand_in(
-        self, pen: Pen, rows: Rows = NO_ROWS, records: Records = NOTHING
-    ) -> asyncio.Future[Mapping[str, datetime]]:
-        """The same for who does not only wait: resolves to the calls of `records` that were opened or closed now, by
-        id, and when. Any other of them must be looked at alone."""
-        done = asyncio.get_running_loop().create_future()
-        self._queue_up(_Write(self._fit(pen), rows, records, done))
+    def hand_in(self, pen: Pen, rows: Rows = NO_ROWS, records: Records = NOTHING) -> "Handed":
+        """Have it written with the next flush; `answer` waits for it."""
+        handed = Handed(self._fit(pen), rows, records, asyncio.get_running_loop().create_future())
+        self._queue_up(handed)
         self._shift.begin()
-        return done
+        return handed
+
+    async def answer(self, handed: "Handed") -> Mapping[str, datetime]:
+        """The calls that were opened or closed, by id, and when; any other of them must be looked at alone. Raises as
+        `write` does."""
+        assert handed.done is not None, "somebody waits for it"
+        # What became of calls is of interest also after a cancellation of the wait.
+        done = asyncio.shield(handed.done) if handed.records.calls else handed.done
+        return await self._waiting.answer(done, partial(self._give_up, handed))
 
     def later(self, pen: Pen, records: Records) -> None:
         """Hand in what nobody waits for. It is written before anything that this pen hands in afterwards, and soon."""
-        self._queue_up(_Write(self._fit(pen), NO_ROWS, records, None))
+        self._queue_up(Handed(self._fit(pen), NO_ROWS, records, None))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._tired_of_waiting)
 
@@ -176,15 +188,14 @@ class CheckpointWriter:
         if len(self._laden) > _MOST_LADEN:
             self._laden.popitem(last=False)  # of attempts that were lost; no process works on so many runs
 
-    def withdraw(self, done: asyncio.Future[Mapping[str, datetime]]) -> bool:
-        """Take back what was handed in, if it is not under way yet. Returns whether it was."""
-        for write in self._queue:
-            if write.done is done:
-                self._queue.remove(write)
-                self._queued_bytes -= write.size
-                write.succeed({})
-                return True
-        return False
+    def withdraw(self, handed: "Handed") -> bool:
+        """Take back what was handed in, unless it is under way by now. Returns whether it was taken back."""
+        if handed not in self._queue:
+            return False
+        self._queue.remove(handed)
+        self._queued_bytes -= handed.size
+        handed.succeed({})
+        return True
 
     async def catch_up(self, owner: Owner, *, ending: bool = False) -> None:
         """Wait until all that was handed in for an owner is committed, so that what is written by other ways comes
@@ -212,7 +223,7 @@ class CheckpointWriter:
         pen.require()
         return pen
 
-    def _queue_up(self, write: "_Write") -> None:
+    def _queue_up(self, write: "Handed") -> None:
         self._queue.append(write)
         self._queued_bytes += write.size
 
@@ -234,9 +245,9 @@ class CheckpointWriter:
                 self._queued_bytes -= sum(write.size for write in batch)
                 self._less.set()
 
-    def _next_batch(self) -> list[_Write]:
+    def _next_batch(self) -> list[Handed]:
         """As many as the bounds admit, in order."""
-        batch: list[_Write] = []
+        batch: list[Handed] = []
         rows = size = 0
         while self._queue:
             rows, size = rows + len(self._queue[0]), size + self._queue[0].size
@@ -245,7 +256,7 @@ class CheckpointWriter:
             batch.append(self._queue.popleft())
         return batch
 
-    async def _commit(self, batch: Iterable[_Write], *, asked: int = 0) -> None:
+    async def _commit(self, batch: Iterable[Handed], *, asked: int = 0) -> None:
         """Write and answer all of `batch`, whatever it takes."""
         wanted = [write for write in batch if not _stopped(write)]
         if not wanted:
@@ -262,7 +273,7 @@ class CheckpointWriter:
         for pen in refused:
             await self._ask_again(pen, [write for write in wanted if write.pen is pen], asked)
 
-    async def _flush(self, batch: Sequence[_Write]) -> tuple[Sequence[Pen], Mapping[str, datetime]]:
+    async def _flush(self, batch: Sequence[Handed]) -> tuple[Sequence[Pen], Mapping[str, datetime]]:
         """Write the rows of every run that is held. Returns the pens of those that were not, or were locked, and the
         calls that were opened or closed."""
         pens = list(dict.fromkeys(write.pen for write in batch))
@@ -288,7 +299,7 @@ class CheckpointWriter:
         """What tells a flush from every other of the same runs, and from none that it repeats."""
         return f"{id(self):x}.{asyncio.get_running_loop().time():.6f}.{next(self._flushes)}"
 
-    async def _without_the_culprit(self, batch: Sequence[_Write], error: psycopg.Error, asked: int) -> None:
+    async def _without_the_culprit(self, batch: Sequence[Handed], error: psycopg.Error, asked: int) -> None:
         if not self._line.lost and len(batch) == 1 and batch[0].calls_alone:
             batch[0].succeed({})
         elif self._line.lost or len(batch) == 1:
@@ -297,7 +308,7 @@ class CheckpointWriter:
             for part in _halves(batch):
                 await self._commit(part, asked=asked)
 
-    async def _ask_again(self, pen: Pen, batch: Sequence[_Write], asked: int) -> None:
+    async def _ask_again(self, pen: Pen, batch: Sequence[Handed], asked: int) -> None:
         """Tell a run that is lost from one whose lease was locked just then."""
         owner = pen.owner
         question = {"run_id": owner.run_id, "epoch": owner.epoch}
@@ -313,7 +324,10 @@ class CheckpointWriter:
         else:
             self._stop(batch, StoreUnavailable(f"the lease of run {owner.run_id} was locked each time it was needed"))
 
-    def _stop(self, batch: Iterable[_Write], trouble: HoldfastError) -> None:
+    def _give_up(self, write: Handed) -> None:
+        self._stop([write], StoreUnavailable(f"Postgres did not commit in time: {NO_TIME_LEFT}"))
+
+    def _stop(self, batch: Iterable[Handed], trouble: HoldfastError) -> None:
         for write in batch:
             if write.pen.trouble is None:
                 write.pen.trouble = trouble
@@ -322,14 +336,14 @@ class CheckpointWriter:
                 write.fail(write.pen.refusal(write.pen.trouble))
 
 
-def _stopped(write: _Write) -> bool:
+def _stopped(write: Handed) -> bool:
     if write.pen.trouble is None:
         return False
     write.fail(write.pen.refusal(write.pen.trouble))
     return True
 
 
-def _halves(batch: Sequence[_Write]) -> tuple[list[_Write], list[_Write]]:
+def _halves(batch: Sequence[Handed]) -> tuple[list[Handed], list[Handed]]:
     """By runs while there are several, then by order."""
     pens = list(dict.fromkeys(write.pen for write in batch))
     if len(pens) == 1:

@@ -119,6 +119,8 @@ class CallRecord:
     tenant_id: TenantId
     run_id: RunId
     """The run that opened the intent."""
+    last_run_id: RunId
+    """The run that sent it last: another one, where that went on for the first after its end."""
     identity: CallIdentity
     agent_name: str
     request: Mapping[str, Any]

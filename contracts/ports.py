@@ -54,8 +54,13 @@ class Runs(Protocol):
     async def admit(self, request: RunRequest) -> Run:
         """Write the run, its thread, its budget and its first event in one commit, and wake a worker.
 
-        Raises `AdmissionRefused` when the tenant's queue is full, `NotFound` for an unknown tenant. Admitting the
-        same run id again with the same request returns the run; with another, `Conflict`.
+        A run with an origin writes its event into both logs. A fork gets a new thread with a copy of the history up
+        to its checkpoint; a resumed one gets the thread of the run that ended, and begins with what that one had spent
+        or may have spent.
+
+        Raises `AdmissionRefused` when the tenant's queue is full, `NotFound` for an unknown tenant, origin or
+        checkpoint, `Conflict` for a fork's thread that exists and an origin that cannot be resumed. Admitting the same
+        run id again with the same request returns the run; with another, `Conflict`.
         """
         ...
 
@@ -177,7 +182,8 @@ class Journal(Protocol):
 
     async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
         """Before an open call is sent again by a later attempt: what the earlier send reserved counts as spent, and
-        `reservation` is reserved anew. Raises `BudgetExceeded`."""
+        `reservation` is reserved anew, on the owner's own budget where an ended run had sent it. Raises
+        `BudgetExceeded`."""
         ...
 
     async def close(self, owner: Owner, outcome: CallOutcome, *, event: EventDraft) -> CallRecord:
@@ -194,7 +200,7 @@ class Journal(Protocol):
         ...
 
     async def of_run(self, tenant_id: TenantId, run_id: RunId) -> Sequence[CallRecord]:
-        """The calls that a run opened, in order."""
+        """The calls that a run opened, or sent again for one that had ended, in order."""
         ...
 
 
@@ -255,7 +261,8 @@ class Approvals(Protocol):
     """The inbox."""
 
     async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
-        """Put a question in the inbox. Idempotent by (thread, interrupt id)."""
+        """Put a question in the inbox. Idempotent by (thread, interrupt id), unless it was withdrawn with its run: then
+        the run that goes on for that one asks anew."""
         ...
 
     async def stage(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> None:

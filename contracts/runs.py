@@ -59,6 +59,31 @@ class RunIdentity(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """Where a run comes from that goes on, on a new thread, from a copy of another's history."""
+
+    run_id: RunId
+    """The run that wrote the checkpoint."""
+    checkpoint_id: str
+    salt: str
+    """Salts the identity of every call on the new thread: none of them is one of the original's."""
+    by: str
+    """Who asked for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Where a run comes from that goes on where another of its thread ended. What that one had spent is spent."""
+
+    run_id: RunId
+    """The run that ended."""
+    worked_seconds: float
+    """What it had used of its deadline, together with those that it went on for."""
+    by: str
+    """Who asked for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
     """A run that someone wants, before it is admitted."""
 
@@ -81,6 +106,16 @@ class RunRequest:
     """W3C traceparent of the caller, so that every attempt links to it."""
     attached: bool = False
     """Hosted by another engine: it is born running, and nobody claims it."""
+    origin: Forked | Resumed | None = None
+    """None: it begins with its own input. Otherwise it goes on from a checkpoint, and `input` is a fork's update of
+    the state, or the ended run's own."""
+
+    @property
+    def working_seconds(self) -> float | None:
+        """What it may work at most; None: without a deadline."""
+        worked = self.origin.worked_seconds if isinstance(self.origin, Resumed) else 0.0
+        limit = self.limits.deadline_seconds
+        return None if limit is None else max(0.0, limit - worked)
 
     @property
     def digest(self) -> str:
@@ -97,8 +132,19 @@ class RunRequest:
                 "context": self.context,
                 "limits": self.limits,
                 "attached": self.attached,
+                **self._origin_told,
             }
         )
+
+    @property
+    def _origin_told(self) -> dict[str, Any]:
+        match self.origin:
+            case Forked(run_id=run_id, checkpoint_id=checkpoint_id):
+                return {"forked_from": run_id, "forked_at": checkpoint_id}
+            case Resumed(run_id=run_id):
+                return {"resumed_from": run_id}
+            case None:
+                return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +178,14 @@ class Run:
     worker_id: str | None
     trace_parent: str | None
     attached: bool
+    forked_from: RunId | None
+    """The run of another thread from whose history it goes on."""
+    forked_at: str | None
+    """The checkpoint that it goes on from, where it is a fork."""
+    resumed_from: RunId | None
+    """The ended run of its thread that it goes on for."""
+    fork: str
+    """The salt of its thread, where that is a fork; otherwise empty."""
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

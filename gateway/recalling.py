@@ -19,4 +19,4 @@ async def calls_before(journal: Journal, scope: Scope, task_id: str) -> Mapping[
 async def earlier(journal: Journal, scope: Scope, identity: CallIdentity) -> CallRecord | None:
     """The record of this call, unless there is none, or a failure that may be tried again."""
     record = (await calls_before(journal, scope, identity.site.task_id)).get(identity.key)
-    return None if record is None or counts_as_no_outcome(record) else record
+    return None if record is None or counts_as_no_outcome(record, for_run=scope.owner.run_id) else record

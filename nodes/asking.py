@@ -53,13 +53,14 @@ async def dispatched(
 
 async def latest(session: RunSession, scope: Scope, identity: CallIdentity) -> Approval | None:
     """The approval asked last for this call. Each that was asked before has had a place in the task's order of
-    questions, and has it again. A grant that has run out unused is as good as none: the person is asked anew."""
+    questions, and has it again. A grant that has run out unused, or was used for an earlier run, is as good as none:
+    the person is asked anew."""
     asked = await approvals_before(session, scope, identity)
     for approval in asked:
         if approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN):
             pass_question(answer_to(approval))
     last = asked[-1] if asked else None
-    return None if last is not None and _ran_out(last) else last
+    return None if last is None or _ran_out(last) or _used_up(last, session) else last
 
 
 async def approvals_before(session: RunSession, scope: Scope, identity: CallIdentity) -> Sequence[Approval]:
@@ -69,6 +70,11 @@ async def approvals_before(session: RunSession, scope: Scope, identity: CallIden
         found = await session.approvals.of_task(session.owner.tenant_id, session.owner.thread_id, task_id)
         scope.approvals_before.setdefault(task_id, found)
     return [approval for approval in scope.approvals_before[task_id] if approval.identity_key == identity.key]
+
+
+def _used_up(approval: Approval, session: RunSession) -> bool:
+    """Whether the grant was used by a run that has ended: the run that goes on for it needs one of its own."""
+    return approval.used_at is not None and approval.run_id != session.owner.run_id
 
 
 def _ran_out(approval: Approval) -> bool:

@@ -23,6 +23,7 @@ from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import DeadlineExceeded, HoldfastError, LeaseLost, NotGoverned, StoreUnavailable
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.marks import Mark, reach
+from holdfast.contracts.patience import Patience, patient
 from holdfast.contracts.scope import Scope, entered, scope_here
 from holdfast.nodes.asking import ask_for, pause_in, settle_host_answers
 from holdfast.nodes.inside import fatal_as_itself
@@ -33,6 +34,7 @@ from holdfast.nodes.underway import collecting
 from holdfast.telemetry.spans import node_span, trace_ids
 
 _log = structlog.get_logger(__name__)
+_RECORDING_SECONDS = 5.0
 _holds_slot: ContextVar[bool] = ContextVar("holdfast_holds_slot", default=False)
 
 
@@ -162,7 +164,7 @@ async def _begin(session: RunSession, place: Place, task_id: str) -> None:
 
 async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callable[[], Awaitable[Any]]) -> Any:
     """The result of `work`, or `DeadlineExceeded`. Whatever `work` has started is stopped before this returns."""
-    with collecting() as started:
+    with collecting() as started, patient(_until_recorded(session, scope)):
         task = asyncio.ensure_future(_awaited(work))
         task.add_done_callback(_look_at)
         try:
@@ -175,6 +177,13 @@ async def _in_time(session: RunSession, scope: Scope, place: Place, work: Callab
         finally:
             scope.closed = True
             await _stopped({task, *started.tasks}, session.cleanup_seconds, place)
+
+
+def _until_recorded(session: RunSession, scope: Scope) -> Patience:
+    """The store is not waited for past the deadline, and what clean-up takes: what came of a call that was under way
+    is still to be written."""
+    grace = max(session.cleanup_seconds, _RECORDING_SECONDS)
+    return lambda: scope.deadline.remaining_seconds() + grace
 
 
 async def _agreeing(

@@ -32,23 +32,31 @@ def stands_before_one(graph: Graph, snapshot: StateSnapshot) -> bool:
 
 
 async def leave_at(approvals: Approvals, owner: Owner, snapshot: StateSnapshot) -> Approval | None:
-    """What was asked at this checkpoint, if anything was."""
-    return await approvals.of_interrupt(owner.tenant_id, owner.thread_id, _question_id(snapshot))
+    """What this run was asked at this checkpoint, if anything was."""
+    for question in _question_ids(owner, snapshot):
+        leave = await approvals.of_interrupt(owner.tenant_id, owner.thread_id, question)
+        if leave is not None and leave.run_id == owner.run_id:
+            return leave
+    return None
 
 
 async def ask_leave(approvals: Approvals, owner: Owner, snapshot: StateSnapshot, *, expires_in_seconds: float) -> None:
-    """Put the question into the inbox; idempotent for a checkpoint."""
+    """Put the question into the inbox; idempotent for a run and a checkpoint."""
+    first, own = _question_ids(owner, snapshot)
     payload: dict[str, Any] = {"breakpoint": {"next": list(snapshot.next)}}
     request = ApprovalRequest(
         kind=ApprovalKind.QUESTION,
-        interrupt_id=_question_id(snapshot),
+        interrupt_id=first,
         node=snapshot.next[0],
         task_id="",
         payload=payload,
         allowed=("approve", "reject"),
         expires_in_seconds=expires_in_seconds,
     )
-    await approvals.ask(owner, request, event=EventDraft(kind=EventKind.APPROVAL_ASKED, payload=payload))
+    event = EventDraft(kind=EventKind.APPROVAL_ASKED, payload=payload)
+    asked = await approvals.ask(owner, request, event=event)
+    if asked.run_id != owner.run_id:  # what the run was told that this one goes on for is not said to this one
+        await approvals.ask(owner, request.model_copy(update={"interrupt_id": own}), event=event)
 
 
 def refused(leave: Approval) -> bool:
@@ -56,5 +64,7 @@ def refused(leave: Approval) -> bool:
     return leave.status in (ApprovalStatus.REJECTED, ApprovalStatus.EXPIRED)
 
 
-def _question_id(snapshot: StateSnapshot) -> str:
-    return f"breakpoint:{(snapshot.config.get('configurable') or {}).get('checkpoint_id')}"
+def _question_ids(owner: Owner, snapshot: StateSnapshot) -> tuple[str, str]:
+    """The first question at a checkpoint, and that of a run which goes on from there for one that was asked it."""
+    checkpoint_id = (snapshot.config.get("configurable") or {}).get("checkpoint_id")
+    return f"breakpoint:{checkpoint_id}", f"breakpoint:{checkpoint_id}:{owner.run_id}"

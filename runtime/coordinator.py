@@ -28,6 +28,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.ids import BudgetId
 from holdfast.contracts.marks import Mark, reach
+from holdfast.contracts.patience import patient
 from holdfast.contracts.runs import Run
 from holdfast.gateway.closing import written
 from holdfast.nodes.session import RunSession, entered_session
@@ -35,6 +36,7 @@ from holdfast.policies import rulings
 from holdfast.runtime import breakpoints, endings
 from holdfast.runtime.breakpoints import has_breakpoints, refused, stands_before_one
 from holdfast.runtime.endings import Cancelled, Completed, Ending, Failed, Lost, Released, Rested
+from holdfast.runtime.entry import ATTEMPT_MARK, RUN_MARK, entry
 from holdfast.runtime.leases import Hold
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry
@@ -44,8 +46,6 @@ from holdfast.telemetry.spans import record_failure, record_run, run_span
 
 log = logger(__name__)
 
-RUN_MARK = "holdfast_run"
-"""Metadata of every checkpoint: which run of the thread wrote it."""
 _UNBOUNDED_STEPS = 1_000_000
 _SAVER_GRACE_SECONDS = 10.0
 
@@ -74,7 +74,8 @@ class Coordinator:
     async def execute(self, hold: Hold, control: RunControl) -> None:
         """Run the graph of a claimed run until it ends, rests, is drained or is lost, and commit which it was."""
         try:
-            await self._execute(hold, control)
+            with patient(hold.seconds_left):  # a database that has gone deaf holds no run past its lease
+                await self._execute(hold, control)
         except (LeaseLost, StoreUnavailable) as error:
             # Nothing can be written: the lease runs out by itself and another worker takes the run over.
             log.warning("attempt_lost", run_id=hold.claim.run_id, epoch=hold.owner.epoch, reason=str(error))
@@ -170,13 +171,10 @@ class Coordinator:
             value = Command(resume=answers)
 
     async def _entry(self, attempt: _Attempt) -> Any:
-        """The run's input where its first checkpoint is not there yet; otherwise None: go on from the thread."""
+        """What the graph is invoked with: None where it goes on from the thread's latest checkpoint."""
         saver = attempt.graph.checkpointer
         assert isinstance(saver, BaseCheckpointSaver)
-        latest = await saver.aget_tuple(attempt.config)
-        if latest is not None and latest.metadata.get(RUN_MARK) == attempt.run.run_id:
-            return None
-        return saver.serde.loads_typed((attempt.run.input_type, attempt.run.input))
+        return await entry(self._doors.store.runs, attempt.run, saver, attempt.config)
 
     async def _invoke(self, attempt: _Attempt, value: Any) -> GraphOutput[Any]:
         with entered_session(attempt.session), contained():  # the graph's reducers have no node around them
@@ -204,8 +202,10 @@ class Coordinator:
         return Rested(1)
 
     async def _answers(self, run: Run, asked: set[str]) -> dict[str, Any]:
+        # What a run asks that goes on for another may have been answered while that one still ran.
+        whose = {"run_id": run.run_id} if run.resumed_from is None else {"thread_key": run.thread_key}
         approvals = await self._doors.store.approvals.find(
-            run.tenant.tenant_id, run_id=run.run_id, pending_only=False, limit=10_000
+            run.tenant.tenant_id, pending_only=False, limit=10_000, **whose
         )
         return {
             approval.interrupt_id: rulings.answer(approval)
@@ -266,7 +266,7 @@ def _asked_to_stop(run: Run) -> RunCancelled:
 def _config(run: Run) -> RunnableConfig:
     return {
         "configurable": {"thread_id": run.thread_id, "__pregel_strict_resume": True},
-        "metadata": {RUN_MARK: run.run_id},
+        "metadata": {RUN_MARK: run.run_id, ATTEMPT_MARK: run.attempt},
         "recursion_limit": run.limits.max_steps + 1 if run.limits.max_steps is not None else _UNBOUNDED_STEPS,
     }
 

@@ -21,7 +21,11 @@ def sealed(graph: Pregel[Any, Any, Any, Any], value: Any, *, max_bytes: int) -> 
     Raises `InvalidRequest` naming the field, or `TooLarge`.
     """
     _check_fields(graph, value)
-    kind, data = stored(value)
+    return _within(stored(value), max_bytes)
+
+
+def _within(written: tuple[str, bytes], max_bytes: int) -> tuple[str, bytes]:
+    kind, data = written
     if len(data) > max_bytes:
         raise TooLarge(
             f"the input has {len(data)} bytes; the limit is {max_bytes} (HOLDFAST_MAX_INPUT_BYTES)",
@@ -29,6 +33,22 @@ def sealed(graph: Pregel[Any, Any, Any, Any], value: Any, *, max_bytes: int) -> 
             limit_bytes=max_bytes,
         )
     return kind, data
+
+
+def sealed_update(
+    graph: Pregel[Any, Any, Any, Any], values: Mapping[str, Any] | None, *, max_bytes: int
+) -> tuple[str, bytes]:
+    """An update of a graph's state as (type, bytes) for the store; None is none.
+
+    Raises `InvalidRequest` for a field that the state has not, or a value that does not fit it, and `TooLarge`.
+    """
+    known = graph.stream_channels_list
+    for name, value in (values or {}).items():
+        if name not in known:
+            raise InvalidRequest(f"the state has no field {name!r}; it has {', '.join(known)}")
+        if isinstance(channel := graph.channels[name], LastValue):
+            _validate(TypeAdapter(channel.typ), value, f"the state's {name!r}")
+    return _within(stored(None if values is None else dict(values)), max_bytes)
 
 
 def stored(value: Any) -> tuple[str, bytes]:

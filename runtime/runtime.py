@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from holdfast.contracts.approvals import Approval, DecisionType
@@ -13,16 +13,17 @@ from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import BudgetState, Limits
 from holdfast.contracts.marks import Mark, reach
-from holdfast.contracts.runs import Run, RunRequest, RunResult, RunStatus, owner_of
+from holdfast.contracts.runs import Run, RunRequest, RunResult, RunStatus
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.policies import rulings
 from holdfast.policies.tenancy import effective_limits, require_may_decide
+from holdfast.policies.travel import require_may_travel
 from holdfast.runtime import inputs
 from holdfast.runtime.directory import Directory
 from holdfast.runtime.following import Followers
-from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry, is_governed
 from holdfast.runtime.sessions import Doors, SaverFor
+from holdfast.runtime.travel import HistoryEntry, Travel
 from holdfast.runtime.verification import verified, verified_all
 from holdfast.runtime.waiting import Lookout
 from holdfast.runtime.wake import Wake
@@ -102,7 +103,7 @@ class Runtime:
         self._directory = directory
         self._wake = wake
         self._govern = govern
-        self._saver_for = saver_for
+        self._travel = Travel(doors=doors, registry=registry, saver_for=saver_for, max_input_bytes=max_input_bytes)
         self._max_input_bytes = max_input_bytes
         self._max_attempts = max_attempts
         self._lookout = Lookout(doors.store.runs)
@@ -136,25 +137,20 @@ class Runtime:
         terms = await self.store.tenants.get(TenantId(tenant))
         new_id = RunId(uuid_text(run_id, what="run") if run_id is not None else self._doors.ids.new())
         kind, data = inputs.sealed(hydrated, input, max_bytes=self._max_input_bytes)
-        with admission_span(run_id=new_id, tenant_id=tenant, graph_name=governance.name):
-            run = await self.store.runs.admit(
-                RunRequest(
-                    run_id=new_id,
-                    thread_key=_thread_key(thread, new_id),
-                    graph_name=governance.name,
-                    graph_version=governance.version,
-                    tenant=self._tenant_context(TenantId(tenant), user, governance.policies),
-                    input=data,
-                    input_type=kind,
-                    context=inputs.checked_context(hydrated, context),
-                    limits=effective_limits(terms, limits),
-                    max_attempts=self._max_attempts,
-                    trace_parent=trace_parent(),
-                )
+        return await self._admitted(
+            RunRequest(
+                run_id=new_id,
+                thread_key=_thread_key(thread, new_id),
+                graph_name=governance.name,
+                graph_version=governance.version,
+                tenant=self._tenant_context(TenantId(tenant), user, governance.policies),
+                input=data,
+                input_type=kind,
+                context=inputs.checked_context(hydrated, context),
+                limits=effective_limits(terms, limits),
+                max_attempts=self._max_attempts,
             )
-        await reach(Mark.RUN_ADMITTED)
-        self._wake.ring()
-        return self._handle(run)
+        )
 
     async def run(self, run_id: str, *, tenant: str) -> RunHandle:
         """The handle of a run that exists; `NotFound` otherwise."""
@@ -301,16 +297,83 @@ class Runtime:
         self._wake.ring()
         return cancelled
 
-    async def state(self, thread: str, *, tenant: str) -> Any:
-        """The state that a thread has reached, as plain JSON: what a next run on it goes on from."""
-        runs = await self.runs(tenant=tenant, thread=thread, limit=1)
-        if not runs:
-            raise NotFound(f"tenant {tenant!r} has no thread {thread!r}")
-        run = runs[0]
-        graph = self._registry.get(run.graph_name, run.graph_version)
-        bound = graph.copy(update={"checkpointer": self._saver_for(owner_of(run), graph)})
-        snapshot = await bound.aget_state({"configurable": {"thread_id": run.thread_id}})
-        return plain_output(snapshot.values)
+    async def state(self, thread: str, *, tenant: str, at: str | None = None, by: str | Principal | None = None) -> Any:
+        """The state that a thread has reached, as plain JSON: what a next run on it goes on from.
+
+        `thread` is your key, or the id of one of its runs. With `at`, a checkpoint's id, the state as it was then:
+        that needs `by`, a principal with the role `operator` or `admin`.
+        """
+        tenant_id = TenantId(tenant)
+        if at is not None:
+            if by is None:
+                raise InvalidRequest("who looks at an earlier state must be said: give `by`")
+            require_may_travel(self._directory.principal(by), tenant_id, "look at earlier states")
+        return await self._travel.state(tenant_id, thread, at=at)
+
+    async def history(
+        self, thread: str, *, tenant: str, by: str | Principal, limit: int = 100, before: str | None = None
+    ) -> Sequence[HistoryEntry]:
+        """The checkpoints of a thread, newest first; `before` (one's id) goes on where a list ended.
+
+        Raises `NotFound` (thread, checkpoint, or its graph's version is not served here), `PolicyDenied`, and
+        `Conflict` for the thread of an attached run, whose checkpoints its host keeps.
+        """
+        tenant_id = TenantId(tenant)
+        require_may_travel(self._directory.principal(by), tenant_id, "look at the history of a thread")
+        return await self._travel.history(tenant_id, thread, limit=limit, before=before)
+
+    async def fork(
+        self,
+        source: str,
+        /,
+        *,
+        tenant: str,
+        by: str | Principal,
+        at: str | None = None,
+        thread: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> RunHandle:
+        """Go on from a checkpoint on a new thread, which has a copy of the history up to there.
+
+        `source` is a thread's key or the id of one of its runs, `at` a checkpoint of it (left out, the latest),
+        `thread` the new one's key. `values` update the state first; which nodes come next stays as it was. Limits that
+        are left out are those of the run that wrote the checkpoint, and the fork has all of them for itself.
+
+        Nothing after the checkpoint is taken over: the fork's calls are new ones, which policy is asked about, people
+        are asked about, and somebody pays for. Raises what `history` does and `start` besides; `Conflict` when there is
+        a thread of that key.
+        """
+        principal, tenant_id = self._directory.principal(by), TenantId(tenant)
+        require_may_travel(principal, tenant_id, "fork a run")
+        new_id = RunId(self._doors.ids.new())
+        request = await self._travel.fork(
+            tenant_id,
+            source,
+            at=at,
+            by=principal,
+            new_thread=_thread_key(thread, new_id),
+            run_id=new_id,
+            values=values,
+            limits=limits,
+        )
+        return await self._admitted(request)
+
+    async def resume(self, run_id: str, *, tenant: str, by: str | Principal, limits: Limits | None = None) -> RunHandle:
+        """Go on where a run failed or was cancelled: a new run on its thread, for nothing reopens a run.
+
+        It has the thread's journal: what was returned stands, what failed is tried again, what is unknown is found out
+        first. And it has what the ended run spent: limits, its own where none are given, hold for both together. The
+        time between the two counts for neither.
+
+        Raises `NotFound`, `PolicyDenied` (roles `operator` and `admin` may), `Conflict` (it has not ended, completed,
+        is attached, or was followed by another run), `BudgetExceeded` and `DeadlineExceeded` (the limits leave less
+        than nothing), and what `start` raises.
+        """
+        principal, run = self._directory.principal(by), await self._get(run_id, tenant)
+        require_may_travel(principal, run.tenant.tenant_id, "resume a run")
+        new_id = RunId(self._doors.ids.new())
+        return await self._admitted(await self._travel.resume(run, by=principal, run_id=new_id, limits=limits))
 
     def lost_worker(self, error: BaseException) -> None:
         """This process's worker has died, which it should never do: whoever waits here is told."""
@@ -320,6 +383,13 @@ class Runtime:
     def register(self, graph: Any) -> Graph:
         """Make a compiled graph one that this process's worker can serve, and that `start` knows by name."""
         return self._registry.add(graph if is_governed(graph) else self._govern(graph))
+
+    async def _admitted(self, request: RunRequest) -> RunHandle:
+        with admission_span(run_id=request.run_id, tenant_id=request.tenant.tenant_id, graph_name=request.graph_name):
+            run = await self.store.runs.admit(replace(request, trace_parent=trace_parent()))
+        await reach(Mark.RUN_ADMITTED)
+        self._wake.ring()
+        return self._handle(run)
 
     def _hydrate(self, graph: Any) -> Graph:
         return self._registry.latest(graph) if isinstance(graph, str) else self.register(graph)

@@ -90,6 +90,7 @@ class Doors:
             loop=asyncio.get_running_loop(),
             still_ours=still_ours,
             default_model=governance.default_model,
+            fork=run.fork,
             trace_parent=run.trace_parent,
             node_slots=asyncio.Semaphore(self.node_slots),
             cleanup_seconds=self.cleanup_seconds,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from holdfast.contracts.errors import HoldfastError
 from holdfast.contracts.ids import RunId, TenantId
+from holdfast.contracts.patience import unhurried
 from holdfast.contracts.ports import Runs
 from holdfast.contracts.runs import RunStatus
 
@@ -33,7 +34,8 @@ class Lookout:
         try:
             async with self._turn:
                 if not question.answer.done():
-                    await self._look()
+                    with unhurried():
+                        await self._look()
             return question.answer.result()
         finally:
             self._asked.discard(question)

@@ -7,14 +7,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 
 from langgraph.runtime import RunControl
 
 from holdfast.contracts.classification import translated
 from holdfast.contracts.ids import RunId
 from holdfast.contracts.marks import Mark, reach
+from holdfast.contracts.patience import patient
 from holdfast.contracts.ports import Approvals
 from holdfast.contracts.tenancy import Principal
+from holdfast.runtime.clock import boot_seconds
 from holdfast.runtime.coordinator import Coordinator
 from holdfast.runtime.holds import Holds
 from holdfast.runtime.leases import Hold, LeaseTerms
@@ -25,6 +28,7 @@ from holdfast.telemetry.logs import logger
 log = logger(__name__)
 
 _JUST_AFTER_SECONDS = 0.01
+_LINGER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ class Worker:
         self._terms = terms
         self._jobs: set[_Job] = set()
         self._stopping = asyncio.Event()
+        self._stopped_at = inf
         self._news = asyncio.Event()
 
     def asked_to_stop(self, run_id: RunId) -> None:
@@ -88,6 +93,8 @@ class Worker:
 
     def stop(self) -> None:
         """Take nothing new, let runs reach their next boundary, and then end."""
+        if not self._stopping.is_set():
+            self._stopped_at = boot_seconds()
         self._stopping.set()
         self._wake.ring()
 
@@ -109,15 +116,20 @@ class Worker:
         while not self._stopping.is_set():
             bell = self._wake.listen()
             free = self._terms.slots - len(self._jobs)
-            try:
-                holds = await self._holds.claim(graphs=self._registry.served(), slots=free) if free > 0 else []
-            except Exception as error:  # noqa: BLE001  # the next poll tries again; the runs that go on need the worker
-                log.warning("claim_failed", reason=translated(error).message)
-                holds = []
+            with patient(self._seconds_to_linger):
+                holds = await self._claimed(free) if free > 0 else []
+                foreseen = await self._foreseen() if free > 0 and not holds else None
             for hold in holds:
                 self._start(attempts, hold)
             if not holds:
-                await self._wake.heard(bell, at_most_seconds=await self._foreseen() if free > 0 else None)
+                await self._wake.heard(bell, at_most_seconds=foreseen)
+
+    async def _claimed(self, free: int) -> list[Hold]:
+        try:
+            return await self._holds.claim(graphs=self._registry.served(), slots=free)
+        except Exception as error:  # noqa: BLE001  # the next poll tries again; the runs that go on need the worker
+            log.warning("claim_failed", reason=translated(error).message)
+            return []
 
     async def _foreseen(self) -> float | None:
         """Seconds until a run may be there whose worker was lost: nothing rings when a lease runs out."""
@@ -127,6 +139,12 @@ class Worker:
             log.warning("expiry_not_foreseen", reason=translated(error).message)
             return None
         return None if seconds is None else seconds + _JUST_AFTER_SECONDS
+
+    def _seconds_to_linger(self) -> float:
+        """How long the worker's own questions may still take. One that stops does not wait for a deaf database."""
+        if not self._stopping.is_set():
+            return inf
+        return max(0.0, self._stopped_at + _LINGER_SECONDS - boot_seconds())
 
     def _start(self, attempts: asyncio.TaskGroup, hold: Hold) -> None:
         control = RunControl()
@@ -158,7 +176,9 @@ class Worker:
                     await self._news.wait()
 
     async def _expire(self) -> None:
-        if await self._approvals.expire(principal=self._principal):
+        with patient(self._seconds_to_linger):
+            overdue = await self._approvals.expire(principal=self._principal)
+        if overdue:
             self._wake.ring()
 
     async def _every(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:

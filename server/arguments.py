@@ -14,12 +14,17 @@ from holdfast.contracts.limits import Limits
 
 def input_given(text: str) -> Any:
     """The input of `--input`: JSON, a file of JSON, or `-` for standard input. Raises `InvalidRequest`."""
-    source, content = "--input", text
-    if text == "-":
-        source, content = "standard input", sys.stdin.read()
-    elif not text.lstrip().startswith(("{", "[", '"')):
-        source, content = f"--input {text}", _file(text)
-    return json_given(source, content)
+    return _read("--input", text)
+
+
+def values_given(text: str | None) -> Mapping[str, Any] | None:
+    """The fields of the state that `--values` changes, given as an input is. Raises `InvalidRequest`."""
+    if text is None:
+        return None
+    given = _read("--values", text)
+    if not isinstance(given, dict):
+        raise InvalidRequest("--values must be a JSON object: the fields of the state by name")
+    return given
 
 
 def json_given(source: str, content: str) -> Any:
@@ -54,12 +59,21 @@ def limits_given(options: Mapping[str, str | None]) -> Limits | None:
         raise InvalidRequest(f"{option}: {said}, not {problem['input']!r}") from None
 
 
-def _file(name: str) -> str:
+def _read(option: str, text: str) -> Any:
+    source, content = option, text
+    if text == "-":
+        source, content = "standard input", sys.stdin.read()
+    elif not text.lstrip().startswith(("{", "[", '"')):
+        source, content = f"{option} {text}", _file(option, text)
+    return json_given(source, content)
+
+
+def _file(option: str, name: str) -> str:
     try:
         return Path(name).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InvalidRequest(
-            f"--input {name}: there is no such file (and JSON begins with {{, [ or a quote)"
+            f"{option} {name}: there is no such file (and JSON begins with {{, [ or a quote)"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"--input {name}: cannot be read: {error}") from error
+        raise InvalidRequest(f"{option} {name}: cannot be read: {error}") from error

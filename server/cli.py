@@ -20,7 +20,8 @@ from holdfast.contracts.errors import (
     PolicyDenied,
     UnclassifiedFailure,
 )
-from holdfast.server import arguments, commands, doctor
+from holdfast.contracts.limits import Limits
+from holdfast.server import arguments, commands, doctor, travelling
 from holdfast.server.commands import Session
 from holdfast.server.exits import Exit
 from holdfast.server.settings import load_settings
@@ -62,6 +63,8 @@ app.add_typer(db, name="db")
 Tenant = Annotated[str | None, typer.Option(help="The tenant; the only one, or `default`, when left out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 By = Annotated[str, typer.Option(help="Who decides: a name in the directory of principals.")]
+Traveller = Annotated[str, typer.Option(help="Who asks: a name in the directory, with the role operator or admin.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Only queue it; a worker runs it.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Only record it; a worker carries the run on.")]
 Limit = Annotated[str | None, typer.Option(metavar="N", help="A number, or `none` for unlimited.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
@@ -94,20 +97,11 @@ def run(
     max_tokens: Limit = None,
     max_steps: Limit = None,
     deadline_seconds: Limit = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Only queue it; a worker runs it.")] = False,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> int:
     """Run a graph, and show how it ends or whom it waits for."""
-    limits = arguments.limits_given(
-        {
-            "max_cost_usd": max_cost_usd,
-            "max_model_calls": max_model_calls,
-            "max_tool_calls": max_tool_calls,
-            "max_tokens": max_tokens,
-            "max_steps": max_steps,
-            "deadline_seconds": deadline_seconds,
-        }
-    )
+    limits = _limits(max_cost_usd, max_model_calls, max_tool_calls, max_tokens, max_steps, deadline_seconds)
     given = arguments.input_given(input_)
     session = _session(as_json)
     return _done(
@@ -128,10 +122,80 @@ def runs(
 
 
 @app.command()
-def show(run_id: RunId, tenant: Tenant = None, as_json: Json = False) -> int:
-    """Show a run: status, limits, usage, calls, approvals, cause."""
+def show(
+    run_id: RunId,
+    tenant: Tenant = None,
+    at: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="The state at a checkpoint instead.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who looks at an earlier state: a name in the directory.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Show a run: status, limits, usage, calls, approvals, cause; or its thread's state at a checkpoint."""
     session = _session(as_json)
+    if at is not None:
+        return _done(travelling.state(session, run_id, tenant=tenant, at=at, by=by))
     return _done(commands.show(session, run_id, tenant=tenant))
+
+
+@app.command()
+def history(
+    run_id: RunId,
+    by: Traveller,
+    tenant: Tenant = None,
+    limit: Annotated[int, typer.Option(min=1, help="Checkpoints at most.")] = 100,
+    before: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="Only older ones than this.")] = None,
+    as_json: Json = False,
+) -> int:
+    """List the checkpoints of a run's thread, newest first, with what was written at each."""
+    session = _session(as_json)
+    return _done(travelling.history(session, run_id, tenant=tenant, by=by, limit=limit, before=before))
+
+
+@app.command()
+def fork(
+    run_id: RunId,
+    by: Traveller,
+    tenant: Tenant = None,
+    at: Annotated[str | None, typer.Option(metavar="CHECKPOINT", help="From where; the latest when left out.")] = None,
+    thread: Annotated[str | None, typer.Option(help="Your key of the new thread.")] = None,
+    values: Annotated[str | None, typer.Option(metavar="FILE|JSON", help="Change these fields of the state.")] = None,
+    max_cost_usd: Limit = None,
+    max_model_calls: Limit = None,
+    max_tool_calls: Limit = None,
+    max_tokens: Limit = None,
+    max_steps: Limit = None,
+    deadline_seconds: Limit = None,
+    detach: Detach = False,
+    as_json: Json = False,
+) -> int:
+    """Go on from a checkpoint on a new thread; its calls are made, asked about and paid for anew."""
+    limits = _limits(max_cost_usd, max_model_calls, max_tool_calls, max_tokens, max_steps, deadline_seconds)
+    update = arguments.values_given(values)
+    session = _session(as_json)
+    return _done(
+        travelling.fork(
+            session, run_id, tenant=tenant, by=by, at=at, thread=thread, values=update, limits=limits, detach=detach
+        )
+    )
+
+
+@app.command()
+def resume(
+    run_id: RunId,
+    by: Traveller,
+    tenant: Tenant = None,
+    max_cost_usd: Limit = None,
+    max_model_calls: Limit = None,
+    max_tool_calls: Limit = None,
+    max_tokens: Limit = None,
+    max_steps: Limit = None,
+    deadline_seconds: Limit = None,
+    detach: Detach = False,
+    as_json: Json = False,
+) -> int:
+    """Go on where a run failed or was cancelled, as a new run; limits hold for both together."""
+    limits = _limits(max_cost_usd, max_model_calls, max_tool_calls, max_tokens, max_steps, deadline_seconds)
+    session = _session(as_json)
+    return _done(travelling.resume(session, run_id, tenant=tenant, by=by, limits=limits, detach=detach))
 
 
 @app.command()
@@ -257,6 +321,26 @@ def main(args: list[str] | None = None) -> int:
         code = next((code for kind, code in _CODE_OF.items() if isinstance(ours, kind)), Exit.UNAVAILABLE)
         hint = f" (holdfast --debug {' '.join(given)} shows where)" if code is Exit.BROKEN else ""
         return _complain(f"{ours.message}{hint}", code)
+
+
+def _limits(
+    max_cost_usd: str | None,
+    max_model_calls: str | None,
+    max_tool_calls: str | None,
+    max_tokens: str | None,
+    max_steps: str | None,
+    deadline_seconds: str | None,
+) -> Limits | None:
+    return arguments.limits_given(
+        {
+            "max_cost_usd": max_cost_usd,
+            "max_model_calls": max_model_calls,
+            "max_tool_calls": max_tool_calls,
+            "max_tokens": max_tokens,
+            "max_steps": max_steps,
+            "deadline_seconds": deadline_seconds,
+        }
+    )
 
 
 def _done(command: Coroutine[Any, Any, Exit]) -> int:

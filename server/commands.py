@@ -66,9 +66,9 @@ async def start(
     async with session.runtime(worker=not detach) as runtime:
         handle = await runtime.start(loaded, given, tenant=chosen, user=user, thread=thread, limits=limits)
         if not detach:
-            return await _see_through(session, runtime, handle)
+            return await see_through(session, runtime, handle)
         run = (await runtime.show(handle.run_id, tenant=chosen)).run
-        _say(session, documents.run_document(run), f"run {run.run_id} is queued; it starts when a worker is there")
+        say(session, documents.run_document(run), f"run {run.run_id} is queued; it starts when a worker is there")
         return Exit.OK
 
 
@@ -128,7 +128,7 @@ async def verify(session: Session, run_id: str | None, *, tenant: str | None) ->
     async with session.runtime() as runtime:
         if run_id is not None:
             found = await runtime.verify_events(run_id, tenant=chosen)
-            _say(session, documents.verification_document(found), render.verification(found))
+            say(session, documents.verification_document(found), render.verification(found))
             return Exit.OK if found.ok else Exit.RUN_FAILED
         async for found in runtime.verify_all_events(tenant=chosen):
             runs, events = runs + 1, events + found.events
@@ -136,7 +136,7 @@ async def verify(session: Session, run_id: str | None, *, tenant: str | None) ->
                 broken.append(found)
     document = {"runs": runs, "events": events, "broken": [documents.verification_document(each) for each in broken]}
     summary = f"{events} events of {runs} runs verified; {len(broken) or 'none'} of the runs broken"
-    _say(session, document, "\n".join([*map(render.verification, broken), summary]))
+    say(session, document, "\n".join([*map(render.verification, broken), summary]))
     return Exit.RUN_FAILED if broken else Exit.OK
 
 
@@ -158,9 +158,9 @@ async def decide(
         obstacle = _obstacle(runtime, run) if wait else "it goes on when a worker is there"
         if obstacle is None:
             handle = await runtime.run(run.run_id, tenant=approval.tenant_id)
-            return await _see_through(session, runtime, handle)
+            return await see_through(session, runtime, handle)
         said = f"{approval.status.value} by {by}; run {run.run_id} is {run.status.value}: {obstacle}"
-        _say(session, _decided(approval, run), said)
+        say(session, _decided(approval, run), said)
         return Exit.OK
 
 
@@ -170,7 +170,7 @@ async def cancel(session: Session, run_id: str, *, tenant: str | None, by: str, 
     async with session.runtime() as runtime:
         run = await runtime.cancel(run_id, tenant=chosen, by=by, reason=reason)
     told = "cancelled" if run.status is RunStatus.CANCELLED else "asked to stop; its worker stops it at the next step"
-    _say(session, documents.run_document(run), f"run {run.run_id} is {told}")
+    say(session, documents.run_document(run), f"run {run.run_id} is {told}")
     return Exit.OK
 
 
@@ -179,7 +179,7 @@ async def upgrade(session: Session, *, finish: bool) -> Exit:
     settings = session.settings
     if settings.owner_database_url is None and settings.embedded:
         async with embedded_server(settings.embedded_folder):  # which upgrades itself as it starts
-            _say(session, {"applied": [], "waiting": []}, "the embedded database is up to date; it upgrades itself")
+            say(session, {"applied": [], "waiting": []}, "the embedded database is up to date; it upgrades itself")
         return Exit.OK
     if settings.owner_database_url is None:
         raise ConfigurationError(
@@ -192,7 +192,7 @@ async def upgrade(session: Session, *, finish: bool) -> Exit:
     told = [f"applied {', '.join(applied)}" if applied else "the database is up to date"]
     if waiting:
         told.append(f"{', '.join(waiting)} may follow {migrating.FINISH}")
-    _say(session, {"applied": applied, "waiting": waiting}, "\n".join(told))
+    say(session, {"applied": applied, "waiting": waiting}, "\n".join(told))
     return Exit.OK
 
 
@@ -226,7 +226,7 @@ async def encrypt(session: Session, *, clear_too: bool) -> Exit:
     words = f"encrypted {done.threads} thread(s) with {key_id}" if done.threads else f"all is encrypted with {key_id}"
     if done.retired:
         words += f"; no process needs {', '.join(done.retired)} any more"
-    _say(session, {"key_id": key_id, "threads": done.threads, "retired": list(done.retired)}, words)
+    say(session, {"key_id": key_id, "threads": done.threads, "retired": list(done.retired)}, words)
     return Exit.OK
 
 
@@ -239,12 +239,13 @@ async def work(session: Session) -> Exit:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     async with session.runtime(worker=True):
-        _say(session, {"serving": list(catalog)}, f"serving {', '.join(catalog)}; Ctrl-C stops")
+        say(session, {"serving": list(catalog)}, f"serving {', '.join(catalog)}; Ctrl-C stops")
         await stop.wait()
     return Exit.OK
 
 
-async def _see_through(session: Session, runtime: Runtime, handle: RunHandle) -> Exit:
+async def see_through(session: Session, runtime: Runtime, handle: RunHandle) -> Exit:
+    """Stay until the run rests, and show how it stands then."""
     result = await (_watch(session.console, runtime, handle) if session.watched else handle.result())
     if session.as_json:
         render.json_document(session.console, documents.result_document(result, thread=handle.thread))
@@ -298,7 +299,8 @@ def _decided(approval: Approval, run: Run) -> dict[str, Any]:
     return {"approval": documents.approval_document(approval), "run": documents.run_document(run)}
 
 
-def _say(session: Session, document: dict[str, Any], words: str) -> None:
+def say(session: Session, document: dict[str, Any], words: str) -> None:
+    """Answer with the document where JSON is wanted, and with the words otherwise."""
     if session.as_json:
         render.json_document(session.console, document)
     else:

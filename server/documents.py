@@ -10,6 +10,7 @@ from holdfast.contracts.chain import Verification
 from holdfast.contracts.events import Event
 from holdfast.contracts.runs import Run, RunResult
 from holdfast.runtime.runtime import RunReport
+from holdfast.runtime.travel import HistoryEntry
 
 Document = dict[str, Any]
 
@@ -26,6 +27,9 @@ def run_document(run: Run) -> Document:
         "graph_version": run.graph_version,
         "status": run.status.value,
         "attempt": run.attempt,
+        "forked_from": run.forked_from,
+        "forked_at": run.forked_at,
+        "resumed_from": run.resumed_from,
         "limits": run.limits.model_dump(mode="json"),
         "remaining_seconds": run.remaining_seconds,
         "output": run.output,
@@ -90,6 +94,20 @@ def verification_document(found: Verification) -> Document:
         "head": None if head is None else {"seq": head.seq, "hash": head.hash.hex()},
         "broken_at": found.broken_at,
         "broken": found.broken,
+    }
+
+
+def history_document(entry: HistoryEntry) -> Document:
+    """A checkpoint of a thread."""
+    return {
+        "checkpoint_id": entry.checkpoint_id,
+        "at": None if entry.at is None else entry.at.isoformat(),
+        "run_id": entry.run_id,
+        "attempt": entry.attempt,
+        "step": entry.step,
+        "source": entry.source,
+        "next": list(entry.next),
+        "written": [{"node": one.node, "values": one.values, "error": one.error} for one in entry.written],
     }
 
 

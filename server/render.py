@@ -21,7 +21,10 @@ from holdfast.contracts.events import Event
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.runs import Run, RunResult, RunStatus
 from holdfast.runtime.runtime import RunReport
+from holdfast.runtime.travel import HistoryEntry
 
+_LONGEST_WRITTEN = 200
+"""Characters of what a task wrote that are shown to a person; `--json` has all."""
 _COLOURS = {
     RunStatus.QUEUED: "cyan",
     RunStatus.RUNNING: "blue",
@@ -151,6 +154,20 @@ def approvals(console: Console, asked: Sequence[Approval]) -> None:
         console.print(Text(f"{approval.status.value}{who}: {_question(approval)}"), soft_wrap=True)
 
 
+def history(console: Console, entries: Sequence[HistoryEntry]) -> None:
+    """A line for each checkpoint, newest first, and below it what was written to get there."""
+    for entry in entries:
+        when = "" if entry.at is None else f"{entry.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+        line = Text.assemble((entry.checkpoint_id, "bold"), f"  {when}  step {entry.step}  {entry.source}")
+        line.append(f"  next: {', '.join(entry.next) or 'nothing'}")
+        if entry.run_id is not None:
+            line.append(f"  run {entry.run_id}" + (f" attempt {entry.attempt}" if entry.attempt else ""), style="dim")
+        console.print(line, soft_wrap=True)
+        for one in entry.written:
+            wrote = json.dumps(one.values, ensure_ascii=False, default=str) if one.error is None else one.error
+            console.print(Text(f"    {one.node}: {_shortened(wrote)}", style="dim"), soft_wrap=True)
+
+
 def events(console: Console, log: Sequence[Event]) -> None:
     """A line for each event."""
     for event in log:
@@ -216,6 +233,10 @@ def commands_for(approval: Approval) -> list[str]:
         "reject": f"holdfast reject {approval.id} --by YOU --message {shlex.quote('<why>')}",
     }
     return [command for decision, command in allowed.items() if decision in approval.allowed]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_WRITTEN else f"{text[:_LONGEST_WRITTEN]}… ({len(text)} characters)"
 
 
 _ASKED = {

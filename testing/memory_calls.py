@@ -37,10 +37,10 @@ class MemoryJournal:
             row = None if known is None else tables.calls[known]
             if row is not None and _is_this_one(row, owner, intent):
                 return Fresh(row.record)
-            if row is not None and not counts_as_no_outcome(row.record):
+            if row is not None and not counts_as_no_outcome(row.record, for_run=owner.run_id):
                 answered = row.record.status in {"returned", "failed"}
                 return Recorded(row.record) if answered else Unknown(row.record)
-            record = self._new(owner, intent) if row is None else self._again(row, intent)
+            record = self._new(owner, intent) if row is None else self._again(owner, row, intent)
             used = self._use_grant(owner, intent, row)
             _reserve(self._state, owner.tenant_id, intent.budgets, intent.reservation)
             tables.calls[record.call_id] = CallRow(
@@ -60,10 +60,13 @@ class MemoryJournal:
             row = self._row(owner, call_id)
             if row.record.status not in {"open", "unknown"}:
                 raise Conflict(f"call {call_id} has an outcome ({row.record.status}); it is not sent again")
+            last, own = BudgetId(row.record.last_run_id), BudgetId(owner.run_id)
+            paying = tuple(own if budget == last else budget for budget in row.budgets)
             _settle(self._state, row.budgets, reserved=row.record.reservation, used=row.record.reservation)
-            _reserve(self._state, owner.tenant_id, row.budgets, reservation)
+            _reserve(self._state, owner.tenant_id, paying, reservation)
             record = replace(
                 row.record,
+                last_run_id=owner.run_id,
                 status="open",
                 reservation=reservation,
                 usage=row.record.usage + row.record.reservation,
@@ -72,7 +75,7 @@ class MemoryJournal:
                 error_facts={},
                 sends=row.record.sends + 1,
             )
-            tables.calls[call_id] = replace(row, record=record, epoch=owner.epoch)
+            tables.calls[call_id] = replace(row, record=record, budgets=paying, epoch=owner.epoch)
             self._state.write(owner.run_id, replace(event, call_id=call_id))
             return record
 
@@ -115,7 +118,11 @@ class MemoryJournal:
 
     async def of_run(self, tenant_id: TenantId, run_id: RunId) -> Sequence[CallRecord]:
         records = (row.record for row in self._state.tables.calls.values())
-        return [record for record in records if record.run_id == run_id and record.tenant_id == tenant_id]
+        return [
+            record
+            for record in records
+            if run_id in {record.run_id, record.last_run_id} and record.tenant_id == tenant_id
+        ]
 
     def _row(self, owner: Owner, call_id: CallId) -> CallRow:
         row = self._state.tables.calls.get(call_id)
@@ -128,6 +135,7 @@ class MemoryJournal:
             call_id=intent.call_id,
             tenant_id=owner.tenant_id,
             run_id=owner.run_id,
+            last_run_id=owner.run_id,
             identity=intent.identity,
             agent_name=intent.agent_name,
             request=as_stored(intent.request),
@@ -149,9 +157,10 @@ class MemoryJournal:
             closed_at=None,
         )
 
-    def _again(self, row: CallRow, intent: CallIntent) -> CallRecord:
+    def _again(self, owner: Owner, row: CallRow, intent: CallIntent) -> CallRecord:
         return replace(
             row.record,
+            last_run_id=owner.run_id,
             status="open",
             reservation=intent.reservation,
             response=None,

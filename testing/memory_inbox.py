@@ -43,7 +43,7 @@ class MemoryApprovals:
         with self._state.commit() as tables:
             self._state.hold(owner)
             spot = (owner.thread_id, request.interrupt_id)
-            if spot in tables.asked:
+            if spot in tables.asked and not self._set_aside(tables.approvals[tables.asked[spot]]):
                 return tables.approvals[tables.asked[spot]]
             stored = as_stored(request.model_dump(mode="json", exclude={"expires_in_seconds"}))
             approval = Approval.model_validate(
@@ -62,6 +62,14 @@ class MemoryApprovals:
             tables.asked[spot] = approval.id
             self._state.write(owner.run_id, event)
             return approval
+
+    def _set_aside(self, approval: Approval) -> bool:
+        """Whether the interrupt can be asked anew, its question having been withdrawn with its run."""
+        if approval.status is not ApprovalStatus.WITHDRAWN:
+            return False
+        aside = f"{approval.interrupt_id} withdrawn {approval.id}"
+        self._state.tables.approvals[approval.id] = approval.model_copy(update={"interrupt_id": aside})
+        return True
 
     async def get(self, tenant_id: TenantId, approval_id: ApprovalId) -> Approval:
         approval = self._state.tables.approvals.get(approval_id)

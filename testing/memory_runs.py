@@ -17,9 +17,10 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import BudgetId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Usage
 from holdfast.contracts.ports import Renewal
-from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
+from holdfast.contracts.runs import Forked, GraphVersion, Owner, Resumed, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant
 from holdfast.policies.refusal import refusal
+from holdfast.policies.travel import require_resumable
 from holdfast.testing.memory_state import BudgetRow, Lease, MemoryState, RunRow
 
 _OPEN = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.INTERRUPTED})
@@ -39,22 +40,19 @@ class MemoryRuns:
             if request.tenant.tenant_id not in tables.tenants:
                 raise NotFound(f"there is no tenant {request.tenant.tenant_id!r}")
             self._require_room(tables.tenants[request.tenant.tenant_id][0], request)
+            self._require_origin(request)
             row = self._new(request)
             tables.runs[request.run_id] = row
             budget_id = BudgetId(request.run_id)
-            tables.budgets[budget_id] = BudgetRow(
-                budget_id=budget_id,
-                tenant_id=request.tenant.tenant_id,
-                kind="run",
-                limits=request.limits.model_copy(update={"deadline_seconds": None}),
+            tables.budgets[budget_id] = self._budget(request)
+            admitted = EventDraft(
+                kind=EventKind.RUN_ADMITTED,
+                payload={"graph": request.graph_name, "graph_version": request.graph_version},
             )
-            self._state.write(
-                request.run_id,
-                EventDraft(
-                    kind=EventKind.RUN_ADMITTED,
-                    payload={"graph": request.graph_name, "graph_version": request.graph_version},
-                ),
-            )
+            crossing = _crossing(request)
+            self._state.write(request.run_id, admitted, *crossing)
+            if request.origin is not None:
+                self._state.write(request.origin.run_id, *crossing)
             return self._state.run_of(row)
 
     async def get(self, tenant_id: TenantId, run_id: RunId) -> Run:
@@ -177,10 +175,39 @@ class MemoryRuns:
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
 
+    def _require_origin(self, request: RunRequest) -> None:
+        """That what the run goes on from is there and admits it. Checkpoints are not kept here, and not looked for."""
+        tenant_id, tables = request.tenant.tenant_id, self._state.tables
+        match request.origin:
+            case Forked(run_id=origin, salt=salt):
+                self._state.run_row(tenant_id, origin)
+                if (tenant_id, request.thread_key) in tables.threads:
+                    raise Conflict(f"there is a thread {request.thread_key!r} already; a fork needs a new one")
+                tables.threads[tenant_id, request.thread_key] = thread_id = ThreadId(self._state.ids.new())
+                tables.salts[thread_id] = salt
+            case Resumed(run_id=origin):
+                run = self._state.run_row(tenant_id, origin).run
+                on_thread = [row.run.run_id for row in tables.runs.values() if row.run.thread_id == run.thread_id]
+                later = on_thread[on_thread.index(origin) + 1 :]
+                followed_by = later[0] if later else None
+                require_resumable(origin, run.status, attached=run.attached, followed_by=followed_by)
+
+    def _budget(self, request: RunRequest) -> BudgetRow:
+        row = BudgetRow(
+            budget_id=BudgetId(request.run_id),
+            tenant_id=request.tenant.tenant_id,
+            kind="run",
+            limits=request.limits.model_copy(update={"deadline_seconds": None}),
+        )
+        if not isinstance(request.origin, Resumed):
+            return row
+        before = self._state.tables.budgets[BudgetId(request.origin.run_id)]
+        return replace(row, spent=before.spent + before.reserved, unpriced=before.unpriced)
+
     def _new(self, request: RunRequest) -> RunRow:
         spot = (request.tenant.tenant_id, request.thread_key)
         thread_id = self._state.tables.threads.setdefault(spot, ThreadId(self._state.ids.new()))
-        seconds, now = request.limits.deadline_seconds, self._state.now()
+        seconds, now, origin = request.working_seconds, self._state.now(), request.origin
         run = Run(
             run_id=request.run_id,
             thread_id=thread_id,
@@ -206,6 +233,10 @@ class MemoryRuns:
             worker_id=None,
             trace_parent=request.trace_parent,
             attached=request.attached,
+            forked_from=origin.run_id if isinstance(origin, Forked) else None,
+            forked_at=origin.checkpoint_id if isinstance(origin, Forked) else None,
+            resumed_from=origin.run_id if isinstance(origin, Resumed) else None,
+            fork=self._state.tables.salts.get(thread_id, ""),
             created_at=now,
             started_at=now if request.attached else None,
             finished_at=None,
@@ -240,6 +271,18 @@ class MemoryRuns:
                 self._state.write(
                     run_id, EventDraft(kind=EventKind.APPROVAL_WITHDRAWN, payload={"approval_id": approval.id})
                 )
+
+
+def _crossing(request: RunRequest) -> tuple[EventDraft, ...]:
+    """What both logs are told of a run that goes on from another."""
+    match request.origin:
+        case Forked(run_id=origin, checkpoint_id=checkpoint_id, by=by):
+            facts = {"from": origin, "to": request.run_id, "checkpoint_id": checkpoint_id, "by": by}
+            return (EventDraft(kind=EventKind.RUN_FORKED, payload=facts | {"thread": request.thread_key}),)
+        case Resumed(run_id=origin, by=by):
+            return (EventDraft(kind=EventKind.RUN_RESUMED, payload={"from": origin, "to": request.run_id, "by": by}),)
+        case None:
+            return ()
 
 
 class MemoryLeases:

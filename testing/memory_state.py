@@ -80,6 +80,7 @@ class Tables:
 
     tenants: dict[TenantId, tuple[Tenant, BudgetId]] = field(default_factory=dict)
     threads: dict[tuple[TenantId, str], ThreadId] = field(default_factory=dict)
+    salts: dict[ThreadId, str] = field(default_factory=dict)
     runs: dict[RunId, RunRow] = field(default_factory=dict)
     leases: dict[RunId, Lease] = field(default_factory=dict)
     budgets: dict[BudgetId, BudgetRow] = field(default_factory=dict)

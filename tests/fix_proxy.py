@@ -162,14 +162,18 @@ class Proxy:
         wire = _Wire(writer)
         self._wires.add(wire)
         try:
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await self._pass(wire, reader)
+            # In a task of its own: the stream's own callback makes noise when its task is cancelled.
+            wire.pumps.append(asyncio.create_task(self._pass(wire, reader)))
+            await asyncio.wait(wire.pumps)
         finally:
             wire.reset()
             self._wires.discard(wire)
 
     async def _pass(self, wire: _Wire, client: asyncio.StreamReader) -> None:
-        wire.pumps.append(asyncio.current_task())  # type: ignore[arg-type]  # it is in one
+        with contextlib.suppress(OSError):
+            await self._through(wire, client)
+
+    async def _through(self, wire: _Wire, client: asyncio.StreamReader) -> None:
         wire.introduction = await client.read(_AT_ONCE)
         wire.deaf = self._deaf_to is not None and self._deaf_to in wire.introduction
         if wire.deaf:

@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 
 PEOPLE = {
     "dana": Principal(user_id="dana", tenants=("acme",), roles=("approver",)),
+    "olga": Principal(user_id="olga", tenants=("acme",), roles=("operator",)),
     "clark": Principal(user_id="clark", tenants=("acme",), roles=("clerk",)),
     "mallory": Principal(user_id="mallory", tenants=("bolt",), roles=("approver", "admin")),
 }

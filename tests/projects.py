@@ -74,6 +74,10 @@ SETTINGS = """
 tenants = ["default"]
 roles = ["approver"]
 
+[principals.olga]
+tenants = ["default"]
+roles = ["operator"]
+
 [principals.mallory]
 tenants = ["default"]
 """

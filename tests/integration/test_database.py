@@ -9,6 +9,7 @@ from contextlib import aclosing
 import psycopg
 import pytest
 from fix_database import DatabaseUrls
+from fix_proxy import Proxy
 
 from holdfast.checkpoints.database import Database, Hint, PoolSizes, StoreTerms
 from holdfast.contracts.errors import (
@@ -19,6 +20,7 @@ from holdfast.contracts.errors import (
     NotFound,
     StoreUnavailable,
 )
+from holdfast.contracts.patience import patient
 
 NEW_TENANT = "insert into tenants (tenant_id, terms, budget_id) values (%s, '{}', gen_random_uuid())"
 IMPATIENT = StoreTerms(lock_seconds=0.1, statement_seconds=0.2, transaction_seconds=0.4)
@@ -203,6 +205,45 @@ async def test_cancelled_caller_is_not_held_by_a_deaf_server(database_urls: Data
         asking.cancel()
         done, _ = await asyncio.wait([asking], timeout=10)
         assert done
+
+
+async def test_transaction_ends_with_the_patience_of_whoever_waits_and_a_place_in_the_pool_too(
+    database_urls: DatabaseUrls, proxy: Proxy
+) -> None:
+    async with Database(proxy.url, PoolSizes(app=1, engine=1)) as database:
+        left = 60.0
+
+        async def ask(begun: asyncio.Event) -> None:
+            with patient(lambda: left):
+                async with database.tenant("acme") as conn:
+                    begun.set()
+                    proxy.deaf()
+                    await conn.execute("select 1")
+
+        begun = asyncio.Event()
+        asking = asyncio.create_task(ask(begun))
+        await begun.wait()
+        queueing = asyncio.create_task(ask(asyncio.Event()))
+        await asyncio.sleep(0)
+        left = 0.0
+        said = await asyncio.wait_for(asyncio.gather(asking, queueing, return_exceptions=True), 10)
+        assert [type(error) for error in said] == [StoreUnavailable, StoreUnavailable]
+        proxy.start()
+        with patient(lambda: 30.0):
+            assert await names_seen(database, "acme") == []
+
+
+async def test_server_stops_working_for_whoever_hung_up(database: Database, database_urls: DatabaseUrls) -> None:
+    clock = asyncio.get_running_loop().time
+    end = clock() + 0.2
+    with pytest.raises(StoreUnavailable, match="did not answer in time"), patient(lambda: end - clock()):
+        async with database.tenant("acme") as conn:
+            await conn.execute("select pg_sleep(14)")
+    query = "select count(*) from pg_stat_activity where query like '%pg_sleep(14)%' and pid <> pg_backend_pid()"
+    with psycopg.connect(database_urls.admin, autocommit=True) as conn:
+        async with asyncio.timeout(10):
+            while conn.execute(query).fetchone() != (0,):  # noqa: ASYNC110  # only the server knows
+                await asyncio.sleep(0.05)
 
 
 async def test_statement_that_takes_too_long_is_ended_by_the_server(database_urls: DatabaseUrls) -> None:

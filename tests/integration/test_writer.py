@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from fix_database import DatabaseUrls
 from fix_house import House
+from fix_proxy import Proxy
 
 from holdfast.checkpoints.arrays import NULL, text_field
 from holdfast.checkpoints.database import Database, StoreTerms
@@ -16,6 +17,7 @@ from holdfast.checkpoints.line import Line
 from holdfast.checkpoints.rows import Rows
 from holdfast.checkpoints.writer import CheckpointWriter, Pen, WriterTerms
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest, LeaseLost, StoreUnavailable
+from holdfast.contracts.patience import patient
 
 POISON = '"\\ud800"'
 """JSON for Python; not for Postgres."""
@@ -292,3 +294,51 @@ def test_bounds_that_would_let_nothing_in_are_refused() -> None:
 def test_text_that_cannot_be_stored_is_refused_before_it_joins_a_batch(text: str) -> None:
     with pytest.raises(InvalidRequest):
         text_field(text)
+
+
+PATIENT = StoreTerms(statement_seconds=0.5, lock_seconds=0.5, transaction_seconds=20)
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["and reset", "and deaf from then on"])
+async def test_flush_whose_answer_never_came_is_sent_again_and_nothing_is_there_twice(
+    house: House, proxy: Proxy, cut: bool
+) -> None:
+    async with Database(proxy.url, terms=PATIENT) as database:
+        one, other = await pen(house, database=database), await pen(house, database=database)
+        await database.writer.write(one, checkpoint("t", 1))
+        proxy.lose_answer(b"lost-thread", cut=cut)
+        both = (
+            database.writer.write(one, checkpoint("lost-thread", 1)),
+            database.writer.write(other, checkpoint("u", 1)),
+        )
+        assert await outcomes(*both) == [None, None]
+        assert proxy.answers_lost == 1
+        await database.writer.write(one, checkpoint("t", 2))
+    assert [await stored(house, thread) for thread in ("t", "lost-thread", "u")] == [
+        ["0001", "0002"],
+        ["0001"],
+        ["0001"],
+    ]
+
+
+async def test_who_has_no_patience_left_gives_up_alone_and_writes_no_more_while_the_flush_goes_on(
+    house: House, database_urls: DatabaseUrls
+) -> None:
+    hasty, patient_one, writer = await pen(house), await pen(house), house.database.writer
+    left = 1.0
+
+    async def hastily() -> None:
+        with patient(lambda: left):
+            await writer.write(hasty, checkpoint("hasty", 1))
+
+    async with locking(database_urls, "lock table checkpoints in exclusive mode"):
+        writing = [asyncio.create_task(hastily()), asyncio.create_task(writer.write(patient_one, checkpoint("p", 1)))]
+        await until(lambda: writers_waiting(house))
+        left = 0.0
+        with pytest.raises(StoreUnavailable, match="lease or deadline"):
+            await writing[0]
+        assert not writing[1].done()
+    await writing[1]
+    assert await stored(house, "p") == ["0001"]
+    with pytest.raises(StoreUnavailable, match="nothing more is written"):
+        await writer.write(hasty, checkpoint("hasty", 2))

@@ -1,0 +1,82 @@
+"""Back in a run's history and on from it, by the command line: real settings, a real database."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fix_database import DatabaseUrls
+from projects import Project, standing_in
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path,
+    database_urls: DatabaseUrls,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Project]:
+    with standing_in(tmp_path, database_urls.app, monkeypatch, capsys) as project:
+        yield project
+
+
+def asked(project: Project) -> tuple[str, str]:
+    """A run that waits for leave to pay, and what it asks."""
+    answer = project.holdfast("run", "payer", "--input", '{"text": "12.00"}', "--json")
+    assert answer.code == 3, answer.err
+    return answer.json["run_id"], answer.json["approvals"][0]["id"]
+
+
+def test_history_is_listed_and_a_state_of_it_shown(project: Project) -> None:
+    run_id, approval = asked(project)
+    assert project.holdfast("approve", approval, "--by", "dana").code == 0
+    entries = project.holdfast("history", run_id, "--by", "olga", "--json").json
+    assert [(entry["step"], entry["next"], entry["run_id"]) for entry in entries] == [
+        (1, [], run_id),
+        (0, ["work"], run_id),
+        (-1, ["__start__"], run_id),
+    ]
+    assert [one["node"] for one in entries[0]["written"]] == ["work"]
+    listed = project.holdfast("history", run_id, "--by", "olga", "--limit", "1").out
+    assert entries[0]["checkpoint_id"] in listed
+    assert entries[1]["checkpoint_id"] not in listed
+    before = project.holdfast("show", run_id, "--at", entries[1]["checkpoint_id"], "--by", "olga")
+    assert before.json == {"text": "12.00"}
+    assert "paid" in project.holdfast("show", run_id, "--at", entries[0]["checkpoint_id"], "--by", "olga").out
+
+
+def test_fork_is_asked_for_itself_and_can_have_another_state(project: Project) -> None:
+    run_id, approval = asked(project)
+    assert project.holdfast("approve", approval, "--by", "dana").code == 0
+    [_, before, _] = project.holdfast("history", run_id, "--by", "olga", "--json").json
+    fork = project.holdfast(
+        "fork", run_id, "--at", before["checkpoint_id"], "--values", '{"text": "7.00"}', "--by", "olga", "--json"
+    )
+    assert fork.code == 3, fork.err
+    [question] = fork.json["approvals"]
+    assert question["args"] == {"amount": "7.00"}
+    assert question["id"] != approval
+    assert '"7.00"' in project.holdfast("approve", question["id"], "--by", "dana", "--json").json["output"]["answer"]
+    shown = project.holdfast("show", fork.json["run_id"], "--json").json
+    assert (shown["forked_from"], shown["forked_at"]) == (run_id, before["checkpoint_id"])
+
+
+def test_cancelled_run_is_resumed_as_a_new_one(project: Project) -> None:
+    run_id, _ = asked(project)
+    assert project.holdfast("resume", run_id, "--by", "olga").code == 2, "it has not ended"
+    assert project.holdfast("cancel", run_id, "--by", "dana").code == 0
+    queued = project.holdfast("resume", run_id, "--by", "olga", "--detach", "--json")
+    assert (queued.code, queued.json["status"], queued.json["resumed_from"]) == (0, "queued", run_id)
+    again = project.holdfast("resume", run_id, "--by", "olga")
+    assert (again.code, "was followed by" in again.complaint) == (2, True)
+
+
+def test_who_may_not_and_what_is_not_there_is_said_in_a_line(project: Project) -> None:
+    run_id, _ = asked(project)
+    denied = project.holdfast("fork", run_id, "--by", "dana")
+    assert (denied.code, "admin or operator" in denied.complaint) == (2, True)
+    nobody = project.holdfast("show", run_id, "--at", "1f0")
+    assert (nobody.code, "who looks" in nobody.complaint) == (2, True)
+    nothing = project.holdfast("show", run_id, "--at", "1f0", "--by", "olga")
+    assert (nothing.code, "has no checkpoint '1f0'" in nothing.complaint) == (2, True)
+    list_given = project.holdfast("fork", run_id, "--by", "olga", "--values", "[]")
+    assert (list_given.code, "--values must be a JSON object" in list_given.complaint) == (2, True)
