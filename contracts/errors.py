@@ -19,6 +19,7 @@ HoldfastError
 │       └── KeyMissing        what is stored is sealed with a key that this process does not have
 ├── PermanentDependency       the outside said no, and will again
 │   ├── UnclassifiedFailure   an exception nobody knows; its class is in the metadata
+│   ├── AttemptsExhausted     worker after worker was lost on the run: it is dead, and kept for a person
 │   ├── SealBroken            what is stored was altered or moved, or was never sealed
 │   └── InvariantViolated     should never happen; never caught
 ├── BudgetExceeded            a limit of the run, specialist or tenant would be passed
@@ -255,6 +256,10 @@ class UnclassifiedFailure(PermanentDependency):
 
 class SealBroken(PermanentDependency):
     """Encryption is on, and what is stored is not what was sealed there. Facts: `place`, and perhaps `key_id`."""
+
+
+class AttemptsExhausted(PermanentDependency):
+    """A run was given up because too many workers in a row were lost while they worked on it. Facts: `attempts`."""
 
 
 class InvariantViolated(PermanentDependency):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.canonical import digest
-from holdfast.contracts.errors import RuntimeErrorRecord
+from holdfast.contracts.errors import AttemptsExhausted, RuntimeErrorRecord
 from holdfast.contracts.ids import RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.tenancy import TenantContext
@@ -189,6 +189,11 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+    @property
+    def dead(self) -> bool:
+        """Whether it was given up because worker after worker was lost on it. Only a person can know better."""
+        return self.cause is not None and self.cause.metadata.get("class") == AttemptsExhausted.__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from holdfast.contracts.approvals import Approval, ApprovalKind, ApprovalStatus,
 from holdfast.contracts.calls import CallOutcome, CallRecord
 from holdfast.contracts.canonical import digest
 from holdfast.contracts.classification import translated
-from holdfast.contracts.errors import HoldfastError, OutcomeUnknown
+from holdfast.contracts.errors import HoldfastError, LeaseLost, OutcomeUnknown
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Journal
@@ -72,6 +72,8 @@ class Reconciler:
                     return in_doubt(record, "it has not been done so far, but it may still arrive")
                 await asyncio.sleep(wait)
                 found = await self._found(sending)
+        except LeaseLost:
+            raise
         except HoldfastError as error:
             return in_doubt(record, f"looking it up failed: {error.message}")
         if found is None:
@@ -83,6 +85,7 @@ class Reconciler:
     async def _found(self, sending: Sending) -> Any:
         assert sending.entry.reconcile is not None, "asked only where the tool can tell"
         await reach(Mark.RECONCILE_ASKING)
+        sending.scope.require_ours()
         found = await asked(sending.entry.reconcile, sending.identity.key, seconds=sending.timeout_seconds())
         await reach(Mark.RECONCILE_ANSWERED)
         return found

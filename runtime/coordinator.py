@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from holdfast.contracts.approvals import ApprovalStatus
 from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import (
+    AttemptsExhausted,
     BudgetExceeded,
     DeadlineExceeded,
     HoldfastError,
@@ -22,7 +23,6 @@ from holdfast.contracts.errors import (
     InvariantViolated,
     LeaseLost,
     NotFound,
-    PermanentDependency,
     RunCancelled,
     StoreUnavailable,
 )
@@ -234,8 +234,9 @@ def _before_it_begins(hold: Hold) -> Ending | None:
         return Cancelled(_asked_to_stop(run))
     if run.takeovers < run.max_attempts:
         return None
-    error = PermanentDependency(
-        f"the run was given up: {run.max_attempts} workers in a row were lost while they worked on it",
+    error = AttemptsExhausted(
+        f"the run is dead: {run.max_attempts} workers in a row were lost while they worked on it, so no further one is "
+        "risked; its state is kept",
         attempts=run.max_attempts,
     )
     return Failed(error, "claim")

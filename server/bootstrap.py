@@ -165,6 +165,7 @@ def _runtime(settings: Settings, doors: Doors, registry: Registry, wake: Wake, d
         govern=govern,
         saver_for=_saver_for(database),
         max_input_bytes=settings.max_input_bytes,
+        max_attempts=settings.worker.max_attempts,
     )
 
 

@@ -26,6 +26,7 @@ def run_document(run: Run) -> Document:
         "graph": run.graph_name,
         "graph_version": run.graph_version,
         "status": run.status.value,
+        "dead": run.dead,
         "attempt": run.attempt,
         "forked_from": run.forked_from,
         "forked_at": run.forked_at,

@@ -75,6 +75,7 @@ def runs(console: Console, found: Sequence[Run]) -> None:
         table.add_column(heading, no_wrap=heading in {"run", "status", "admitted"}, overflow="fold")
     for run in found:
         cause = run.cause.error_type.value if run.cause is not None else ("asks" if run.next_action else "")
+        cause = "dead: its workers were lost" if run.dead else cause
         admitted = run.created_at.astimezone(UTC).strftime("%m-%d %H:%M")
         thread = (run.thread_key if run.thread_key != run.run_id else "",) if named else ()
         table.add_row(run.run_id, _status(run.status), run.graph_name, *thread, admitted, Text(cause))
@@ -91,7 +92,7 @@ def report(console: Console, report: RunReport) -> None:
             "graph": f"{run.graph_name} (version {run.graph_version})",
             "tenant": run.tenant.tenant_id + (f", for {run.tenant.user_id}" if run.tenant.user_id else ""),
             "thread": run.thread_key,
-            "status": _status(run.status),
+            "status": Text.assemble(_status(run.status), ": dead") if run.dead else _status(run.status),
             "attempt": f"{run.attempt} (at most {run.max_attempts} workers in a row may be lost)",
         },
     )
@@ -103,7 +104,7 @@ def report(console: Console, report: RunReport) -> None:
     if report.approvals:
         console.print()
         approvals(console, report.approvals)
-    _ending(console, run.output, run.next_action, None if run.cause is None else _cause(run.cause))
+    _ending(console, run.output, _advice(run), None if run.cause is None else _cause(run.cause))
 
 
 def budget(console: Console, state: BudgetState, limits: Limits, remaining_seconds: float | None) -> None:
@@ -262,6 +263,16 @@ def _ending(console: Console, output: Any, next_action: str | None, error: str |
     if output is not None:
         console.print()
         json_document(console, output)
+
+
+def _advice(run: Run) -> str | None:
+    """What a person can do next, if anything."""
+    if not run.dead:
+        return run.next_action
+    return (
+        f"see with `holdfast events {run.run_id}`, and in the workers' logs, how far each of them came (memory and "
+        "blocking code are the usual causes); then start a new run on the thread, which goes on from its state"
+    )
 
 
 def _cause(cause: RuntimeErrorRecord) -> str:

@@ -61,6 +61,8 @@ class WorkerTerms(BaseModel):
     """How often the queue is looked at when nothing wakes the worker."""
     cleanup_seconds: float = Field(default=5.0, ge=0.0, le=300.0)
     """How long a node that was cancelled may clean up before it is left behind."""
+    max_attempts: int = Field(default=5, ge=1, le=1000)
+    """Workers that may be lost in a row on a run before it counts as dead. Recorded when the run is admitted."""
 
 
 class TelemetryTerms(BaseModel):

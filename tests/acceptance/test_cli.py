@@ -281,3 +281,25 @@ def test_help_lists_the_commands_and_the_exit_codes(project: Project) -> None:
     commands = ["demo", "run", "runs", "show", "events", "approve", "reject", "cancel", "db", "doctor", "worker"]
     assert [name for name in commands if not re.search(rf"^  {name} ", help_text, re.MULTILINE)] == []
     assert "3 the run waits for a person" in " ".join(help_text.split())
+
+
+def test_a_run_that_lost_worker_after_worker_is_called_dead_and_says_what_to_do(
+    project: Project, database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_WORKER__MAX_ATTEMPTS", "2")
+    run_id = project.holdfast("run", "thinker", "--input", TEXT, "--detach", "--json").json["run_id"]
+    with psycopg.connect(database_urls.admin, autocommit=True) as conn:  # as two workers leave it, the second killed
+        conn.execute("update runs set status = 'running', epoch = 2, attempt = 2, takeovers = 1")
+        conn.execute(
+            "insert into leases (run_id, tenant_id, epoch, worker_id, expires_at) "
+            "select run_id, tenant_id, epoch, 'gone', clock_timestamp() from runs"
+        )
+    assert project.holdfast("run", "thinker", "--input", TEXT).code == 0  # its worker takes the other up as well
+
+    (listed,) = project.holdfast("runs", "--status", "failed", "--json").json
+    assert (listed["run_id"], listed["dead"], listed["error"]["metadata"]["attempts"]) == (run_id, True, 2)
+    assert re.search(rf"{run_id} +failed +thinker .*dead: its workers were lost", project.holdfast("runs").out)
+    shown = project.holdfast("show", run_id).out
+    assert "failed: dead" in shown
+    assert "2 workers in a row were lost" in shown
+    assert f"holdfast events {run_id}" in shown

@@ -6,6 +6,7 @@ Each test ends with the invariants, which the fixture `office` asks for.
 
 import asyncio
 import operator
+import time
 from typing import Annotated, Any
 
 import psycopg
@@ -151,6 +152,53 @@ async def a_heartbeat(office: Office, run: RunHandle) -> None:
     async with asyncio.timeout(IN_TIME):
         while await beat() == before:  # noqa: ASYNC110  # only the database knows
             await asyncio.sleep(0.02)
+
+
+class Hanging:
+    """A graph whose node hangs until it is stopped."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+
+    def graph(self) -> Any:
+        async def node(state: Log) -> None:
+            self.begun.set()
+            await asyncio.Event().wait()
+
+        return line(first, node, name="hanging")
+
+
+async def test_wish_of_another_process_stops_a_run_long_before_its_next_heartbeat(office: Office):
+    hanging, seldom = Hanging(), {"lease_ttl_seconds": 600.0, "poll_seconds": 60.0}  # a heartbeat each two minutes
+    async with open_runtime(office.settings(worker=seldom)) as runtime, office.open(worker=False) as other:
+        run = await runtime.start(hanging.graph(), {"log": []}, tenant="acme")
+        await asyncio.wait_for(hanging.begun.wait(), IN_TIME)
+        await other.cancel(run.id, tenant="acme", by="dana", reason="enough")
+        result = await (await other.run(run.id, tenant="acme")).result(IN_TIME)
+    assert (result.status, result.output) == (RunStatus.CANCELLED, {"log": ["first"]})
+
+
+async def test_wish_whose_notification_was_lost_is_heard_with_the_next_heartbeat(office: Office):
+    hanging = Hanging()
+    async with office.open() as runtime:
+        run = await runtime.start(hanging.graph(), {"log": []}, tenant="acme")
+        await asyncio.wait_for(hanging.begun.wait(), IN_TIME)
+        wish = """update runs set cancel_requested = '{"by": "dana", "reason": "enough"}' where run_id = %s"""
+        await office.alter(wish, run.id)
+        result = await run.result(IN_TIME)
+    assert (result.status, result.error.message) == (RunStatus.CANCELLED, "cancelled by 'dana': enough")
+
+
+async def test_node_that_blocks_the_loop_for_less_than_a_lease_keeps_its_run(office: Office):
+    async def node(state: Log) -> Log:
+        time.sleep(LEASE_SECONDS * 0.95)  # noqa: ASYNC251  # as code does that should not
+        return {"log": ["node"]}
+
+    async with office.open() as runtime:
+        run = await runtime.start(line(first, node, last, name="blocking"), {"log": []}, tenant="acme")
+        result = await run.result(IN_TIME)
+        claims = (await kinds(run)).count("run.claimed")
+    assert (result.status, claims) == (RunStatus.COMPLETED, 1)
 
 
 async def test_run_that_was_asked_to_stop_before_it_was_taken_over_keeps_its_state(office: Office):

@@ -765,6 +765,17 @@ async def test_a_look_up_that_fails_puts_the_call_before_a_person(desk):
     assert "the bank is down" in question.reason
 
 
+async def test_a_worker_that_lost_its_lease_asks_nobody_what_became_of_a_call(desk):
+    asked: list[str] = []
+    d = await desk(Sent([Killed()]).tool(effect="external", reconcile=asked.append))
+    with pytest.raises(Killed):
+        await d.call()
+    d.scope.still_ours = lambda: False
+    with pytest.raises(LeaseLost):
+        await d.again()
+    assert asked == []
+
+
 async def test_a_call_in_doubt_is_not_settled_after_the_deadline(timed_desk, clock):
     sent = Sent([Killed()])
     d = await timed_desk(sent.tool(effect="external", idempotent=True), limits=Limits(deadline_seconds=10))
