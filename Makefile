@@ -22,7 +22,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PY) -m uv pip install --quiet --python $(PY) --no-deps --editable .
 	@touch $@
 
-demo: setup ## watch a governed run: agents, budget, deadline, an approval, one refund
+demo: setup ## watch a governed run: agents, budget, an approval, a worker killed in the middle, one refund
 	$(PY) -m holdfast demo
 
 test: setup ## run the tests on an embedded Postgres

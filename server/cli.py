@@ -78,7 +78,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 
 @app.command()
 def demo() -> int:
-    """Watch a refund handled: specialists, a budget, a person asked, one refund."""
+    """Watch a refund handled: specialists, a budget, a person asked, a worker killed in the middle, one refund."""
     from holdfast.server.demo import demo as show_demo  # needs graphs that other commands do not
 
     return show_demo()

@@ -1,10 +1,13 @@
-"""`holdfast demo`: a customer's e-mail, handled by a governed run on a Postgres of its own, watched as it commits."""
+"""`holdfast demo`: a customer's e-mail, handled by a governed run on a Postgres of its own, watched as it commits.
+
+A worker dies in the middle of the refund, and another goes on.
+"""
 
 import asyncio
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -20,30 +23,21 @@ from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import EmbeddedServer, embedded_server
 from holdfast.checkpoints.invariants import violations
 from holdfast.contracts.approvals import Approval, DecisionType
-from holdfast.contracts.ids import TenantId
 from holdfast.contracts.limits import Limits
-from holdfast.contracts.models import ModelRequest
 from holdfast.contracts.runs import RunResult, RunStatus
-from holdfast.contracts.tenancy import Principal, Tenant
-from holdfast.gateway.scripted import ScriptedReply
-from holdfast.graphs.refund_desk import graph, store
+from holdfast.graphs.refund_desk import graph
 from holdfast.graphs.refund_desk import sample as sample_email
-from holdfast.graphs.refund_desk.script import answer
 from holdfast.graphs.refund_desk.store import RefundLedger
 from holdfast.runtime.runtime import RunHandle, Runtime
 from holdfast.server import demo_view as view
 from holdfast.server.bootstrap import open_runtime
-from holdfast.server.settings import Settings, load_settings
+from holdfast.server.demo_worker import APPROVER, TENANT, WorkerProcess, shop_ledger, shop_settings
 
-_TENANT, _APPROVER = "fernwell", "dana"
 _LIMITS = Limits(deadline_seconds=60, max_cost_usd=Decimal("0.10"), max_model_calls=20, max_tool_calls=20)
-_PRICE = {"input_usd_per_million": "2.50", "output_usd_per_million": "10.00"}
 _AMOUNT = re.compile(r"[0-9]{1,7}\.[0-9]{2}")
 _PATIENCE_SECONDS = 120.0
-"""Longer than the run may take: only a worker that is gone makes anyone wait for this."""
+"""Longer than the run may take: only workers that are gone make anyone wait for this."""
 _FRAMES_PER_SECOND = 10
-_READING_SPEED = 400
-"""Characters a second: about as fast as a model writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +49,69 @@ class Ruling:
     message: str | None = None
 
 
-def thoughtful(request: ModelRequest) -> ScriptedReply:
-    """The refund desk's offline model, as slow as a real one."""
-    content = answer(request)
-    return ScriptedReply(content=content, delay_seconds=0.4 + len(content) / _READING_SPEED)
+@dataclass(slots=True)
+class Crew:
+    """The workers of the demo, and which of them was killed."""
+
+    workers: Sequence[WorkerProcess]
+    killed: int | None = None
+    """Its process id."""
+
+    async def lose_one(self) -> None:
+        """Kill the worker that has paid, at once."""
+        watches = {asyncio.ensure_future(worker.kill_when_it_has_paid()): worker for worker in self.workers}
+        try:
+            for ended in asyncio.as_completed(watches):
+                if await ended:
+                    self.killed = next(worker.pid for watch, worker in watches.items() if watch.done())
+                    return
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.wait(watches)
 
 
 async def run_demo(*, console: Console, sample: str | None = None, fast: bool = False) -> int:
     """Show one run from e-mail to reply. Returns the exit code: 0 when all that is promised was seen.
 
-    `sample` names the e-mail (default: the one that a person must approve). Someone at a terminal is asked to decide;
-    anywhere else the demo approves by itself, and says so. `fast` leaves out the scripted model's pauses.
-    `HOLDFAST_MODEL` has the same graph run on a real model.
+    Two workers stand by, each a process of its own; the one that pays is killed with SIGKILL before it can write so,
+    and the other goes on. `sample` names the e-mail (default: the one that a person must approve). Someone at a
+    terminal is asked to decide; anywhere else the demo approves by itself, and says so. `fast` leaves out the scripted
+    model's pauses. `HOLDFAST_MODEL` has the same graph run on a real model.
     """
     email = sample_email(sample or "large")
     async with AsyncExitStack() as stack:
-        folder = stack.enter_context(TemporaryDirectory(prefix="holdfast-demo-"))
-        ledger = store.configure(Path(folder) / "refunds.sqlite3")
-        with console.status("Starting a Postgres of its own …"):
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="holdfast-demo-")))
+        ledger = shop_ledger(folder)
+        with console.status("Starting a Postgres of its own, and two workers …"):
             server = await stack.enter_async_context(embedded_server(temporary=True))
-            settings = _settings(server, fast=fast)
-            runtime = await stack.enter_async_context(open_runtime(settings, graphs=[graph]))
+            settings = shop_settings(server.app_url, fast=fast)
+            runtime = await stack.enter_async_context(open_runtime(settings, graphs=[graph], serve=False))
+            crew = await stack.enter_async_context(_crew(folder, server.app_url, fast=fast))
         console.print(view.opening(email, model=settings.model))
-        run = await runtime.start(graph, {"email": email}, tenant=_TENANT, limits=_LIMITS)
-        result = await _watched(console, runtime, run)
+        run = await runtime.start(graph, {"email": email}, tenant=TENANT, limits=_LIMITS)
+        result = await _watched(console, runtime, run, crew)
         while result.status is RunStatus.INTERRUPTED:
             for approval in result.approvals:
                 await _decided(console, runtime, approval)
-            result = await _watched(console, runtime, run)
-        console.print(view.money(await runtime.show(run.run_id, tenant=_TENANT)))
+            result = await _watched(console, runtime, run, crew)
+        console.print(view.money(await runtime.show(run.run_id, tenant=TENANT)))
         return await _ended(console, result, ledger, server)
+
+
+@asynccontextmanager
+async def _crew(folder: Path, database_url: str, *, fast: bool) -> AsyncIterator[Crew]:
+    """Two workers, and the end of one of them."""
+    starting = [WorkerProcess.start(folder, database_url, fast=fast) for _ in range(2)]
+    crew = Crew(await asyncio.gather(*starting))
+    losing = asyncio.create_task(crew.lose_one(), name="the end of a worker")
+    try:
+        yield crew
+    finally:
+        losing.cancel()
+        await asyncio.wait({losing})
+        for worker in crew.workers:
+            await worker.stop()
 
 
 def demo(*, fast: bool = False) -> int:
@@ -92,42 +119,30 @@ def demo(*, fast: bool = False) -> int:
     return asyncio.run(run_demo(console=Console(), fast=fast))
 
 
-def _settings(server: EmbeddedServer, *, fast: bool) -> Settings:
-    settings = load_settings()
-    script = f"scripted:{answer.__module__}:answer" if fast else f"scripted:{__name__}:thoughtful"
-    model = settings.model or script
-    return load_settings(
-        DATABASE_URL=server.app_url,
-        model=model,
-        prices={script: _PRICE},
-        tenants=[Tenant(tenant_id=_TENANT)],
-        principals={_APPROVER: Principal(user_id=_APPROVER, tenants=(_TENANT,), roles=("approver",))},
-    )
-
-
-async def _watched(console: Console, runtime: Runtime, run: RunHandle) -> RunResult:
+async def _watched(console: Console, runtime: Runtime, run: RunHandle, crew: Crew) -> RunResult:
     """Draw the run until it rests: live on a terminal, once anywhere else."""
     if not console.is_terminal:
         result = await run.result(_PATIENCE_SECONDS)
-        console.print(await _picture(runtime, run))
+        console.print(await _picture(runtime, run, crew))
         return result
     with Live(console=console, refresh_per_second=_FRAMES_PER_SECOND) as live:
         waiting = asyncio.ensure_future(run.result(_PATIENCE_SECONDS))
         try:
             while not waiting.done():
-                live.update(await _picture(runtime, run))
+                live.update(await _picture(runtime, run, crew))
                 await asyncio.wait({waiting}, timeout=1 / _FRAMES_PER_SECOND)
         finally:
             waiting.cancel()
             await asyncio.wait({waiting})
-        live.update(await _picture(runtime, run))
+        live.update(await _picture(runtime, run, crew))
     return waiting.result()
 
 
-async def _picture(runtime: Runtime, run: RunHandle) -> Any:
-    report = await runtime.show(run.run_id, tenant=_TENANT)
-    state = await runtime.state(run.thread, tenant=_TENANT)
-    return view.progress(report, await run.events(), state, nodes=[node for node in graph.nodes if node != START])
+async def _picture(runtime: Runtime, run: RunHandle, crew: Crew) -> Any:
+    report = await runtime.show(run.run_id, tenant=TENANT)
+    state = await runtime.state(run.thread, tenant=TENANT)
+    nodes = [node for node in graph.nodes if node != START]
+    return view.progress(report, await run.events(), state, nodes=nodes, killed=crew.killed)
 
 
 async def _decided(console: Console, runtime: Runtime, approval: Approval) -> None:
@@ -135,16 +150,16 @@ async def _decided(console: Console, runtime: Runtime, approval: Approval) -> No
     if console.is_terminal and sys.stdin.isatty():
         ruling = await _asked(console)
     else:
-        console.print(f"Nobody is at a terminal here, so the demo approves by itself, as {_APPROVER}.")
+        console.print(f"Nobody is at a terminal here, so the demo approves by itself, as {APPROVER}.")
         ruling = Ruling("approve")
     args = None if ruling.args is None else {**(approval.args or {}), **ruling.args}
-    await runtime.decide(approval.id, ruling.decision, by=_APPROVER, args=args, message=ruling.message)
+    await runtime.decide(approval.id, ruling.decision, by=APPROVER, args=args, message=ruling.message)
 
 
 async def _asked(console: Console) -> Ruling:
     """Ask the person at the terminal until they decide."""
     while True:
-        match (await _typed(console, f"You are {_APPROVER}. [y]es, [n]o, [e]dit the amount: ")).lower():
+        match (await _typed(console, f"You are {APPROVER}. [y]es, [n]o, [e]dit the amount: ")).lower():
             case "y" | "yes":
                 return Ruling("approve")
             case "n" | "no":
@@ -183,6 +198,6 @@ async def _ended(console: Console, result: RunResult, ledger: RefundLedger, serv
     expected = 1 if (result.output["refund"] or {}).get("status") == "paid" else 0
     refunds = ledger.refunds()
     async with Database(server.app_url) as database:
-        found = await violations(database, tenants=[TenantId(_TENANT)])
+        found = await violations(database, tenants=[TENANT])
     console.print(view.checks(found, refunds, expected=expected))
     return 0 if len(refunds) == expected and not any(found.values()) else 1

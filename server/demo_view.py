@@ -34,6 +34,11 @@ _MARKS: dict[EventKind, RenderableType] = {
     EventKind.NODE_FAILED: _FAILED,
 }
 
+_FOUND: dict[EventKind, str] = {
+    EventKind.TOOL_RETRIED: "asked the provider again with the same key: it had paid, once",
+    EventKind.CALL_RECONCILED: "found out what had become of it",
+}
+
 
 def opening(email: str, *, model: str | None) -> RenderableType:
     """The e-mail that is to be handled, and by which model."""
@@ -43,9 +48,15 @@ def opening(email: str, *, model: str | None) -> RenderableType:
 
 
 def progress(
-    report: RunReport, events: Sequence[Event], state: Mapping[str, Any], *, nodes: Sequence[str]
+    report: RunReport,
+    events: Sequence[Event],
+    state: Mapping[str, Any],
+    *,
+    nodes: Sequence[str],
+    killed: int | None = None,
 ) -> RenderableType:
-    """The run as it stands: its steps and agents, and what is left of its budget and its time."""
+    """The run as it stands: its steps and agents, what is left of its budget and its time, and what became of a worker
+    that was `killed` (its process id)."""
     steps = Table.grid(padding=(0, 1), expand=True)
     steps.add_column(width=2)
     steps.add_column(width=17, no_wrap=True)
@@ -54,7 +65,8 @@ def progress(
     steps.add_column(width=8, justify="right", no_wrap=True)
     for node in nodes:
         _step(steps, node, report.calls, [event for event in events if event.node == node], state)
-    body = Group(steps, Text(), _budget(report.budget), _deadline(report.run))
+    lost = [] if killed is None else [Text(), *_lost(killed, report.run, events)]
+    body = Group(steps, Text(), _budget(report.budget), _deadline(report.run), *lost)
     return _panel(body, title=f"run {report.run.run_id}", style="cyan", subtitle=_standing(report.run))
 
 
@@ -196,6 +208,23 @@ def _deadline(run: Run) -> RenderableType:
     stands = "; the clock stands still" if run.status is RunStatus.INTERRUPTED else ""
     bar = _bar(1 - max(0.0, left) / limit, 0, "magenta")
     return Text.assemble(("deadline  ", "dim"), bar, f"  {max(0.0, left):.0f} s of {limit:.0f} s left{stands}")
+
+
+def _lost(pid: int, run: Run, events: Sequence[Event]) -> Sequence[RenderableType]:
+    """A worker's death, and who went on."""
+    death = Text.assemble(
+        _FAILED, (f" worker {pid} was killed with SIGKILL in the middle of the refund: ", "red"),
+        "paid, and not written down",
+    )  # fmt: skip
+    claims = [event for event in events if event.kind is EventKind.RUN_CLAIMED]
+    dead = next((claim for claim in claims if f":{pid}:" in str(claim.payload.get("worker_id"))), None)
+    later = [claim for claim in claims if f":{pid}:" not in str(claim.payload.get("worker_id"))]
+    if dead is None or not later or later[-1].attempt != run.attempt:
+        return death, Text("  its lease runs out; nobody else may go on until it has", "dim")
+    heir = str(later[-1].payload["worker_id"]).split(":")[1]
+    found = [event for event in events if event.attempt == run.attempt and event.kind in _FOUND]
+    how = f", and {_FOUND[found[0].kind]}" if found else ""
+    return death, Text.assemble(_DONE, f" worker {heir} took over as attempt {run.attempt}{how}")
 
 
 def _bar(used: float, reserved: float, style: str) -> Text:

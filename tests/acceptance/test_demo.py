@@ -65,8 +65,10 @@ def test_the_demo_ends_with_one_refund_and_can_be_run_again(tmp_path: Path):
 
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Nobody is at a terminal here, so the demo approves by itself, as dana." in done.stdout
+        assert "was killed with SIGKILL in the middle of the refund" in done.stdout
+        assert "took over as attempt" in done.stdout
         assert "in the shop's own ledger: exactly one refund" in done.stdout
-        assert "✗" not in done.stdout
+        assert done.stdout.count("✗") == 1  # the worker
         assert all(agent in done.stdout for agent in AGENTS)
         assert done.stderr == ""
 
@@ -83,6 +85,7 @@ def test_someone_at_a_terminal_may_say_no(tmp_path: Path):
     code, seen = on_a_terminal(tmp_path, {"[e]dit the amount": "n", "Why not?": "It is not back yet."})
 
     assert code == 0
+    assert "SIGKILL" not in seen
     assert "It is not back yet." in seen
     assert "in the shop's own ledger: no refund" in seen
 

@@ -39,6 +39,8 @@ OWNED_OTHERWISE = {
     "runtime/heart.py:Heart.beat": "one beat of the heartbeat's thread, waited for",
     "runtime/heart.py:Heart.live": "the heartbeat's thread; stopped with the worker and waited for, for at most a beat",
     "server/bootstrap.py:_beside": "the worker and the listener; stopped and waited for when the runtime closes",
+    "server/demo.py:Crew.lose_one": "cancelled and waited for when one worker was lost",
+    "server/demo.py:_crew": "cancelled and waited for when the demo ends",
     "server/demo.py:_watched": "cancelled and waited for when the picture is done",
     "server/exporting.py:Pipe.__init__": "hands spans to the exporter; ends with its pipe, within a bound",
     "server/exporting.py:within": "a flush that may hang; waited for within a bound",
