@@ -4,7 +4,7 @@ import asyncio
 import base64
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -13,25 +13,21 @@ from random import Random
 from typing import Annotated, Any
 from uuid import uuid4
 
-import psycopg
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from typing_extensions import TypedDict
 
 from benchmarks.measuring import Cell, Measured, Rounds, quantile, table
+from benchmarks.servers import durable_server, held_runs, langgraphs_database
 from holdfast.checkpoints.database import Database
-from holdfast.checkpoints.embedded import embedded_server
 from holdfast.checkpoints.saver import saver_for
 from holdfast.checkpoints.serialization import declared_types
-from holdfast.contracts.ids import RunId, TenantId, ThreadId
-from holdfast.contracts.runs import Owner
 
 OURS, POOL, ONE, NOTHING = (
     "holdfast",
@@ -40,7 +36,6 @@ OURS, POOL, ONE, NOTHING = (
     "nothing kept",
 )
 STEPS = 5
-TENANTS = 4
 Savers = Callable[[], BaseCheckpointSaver[Any]]
 """The saver for the next run."""
 _seen: ContextVar[list[float]] = ContextVar("when the steps of this run began")
@@ -102,48 +97,12 @@ async def measure(graph: Any, savers: Savers, *, runs: int, at_once: int) -> Mea
     return Measured(runs / seconds, quantile(steps, 0.5) * 1000, quantile(steps, 0.99) * 1000)
 
 
-async def held_runs(admin_url: str, count: int) -> Iterator[Owner]:
-    """Owners of runs that are claimed already: what claiming costs is measured elsewhere."""
-    runs = [str(uuid4()) for _ in range(count)]
-    tenants = [f"tenant{n % TENANTS}" for n in range(count)]
-    async with await psycopg.AsyncConnection.connect(admin_url) as conn:
-        await conn.execute(
-            "insert into tenants (tenant_id, terms, budget_id) select distinct t, '{}'::jsonb, md5(t)::uuid "
-            "from unnest(%s::text[]) t on conflict do nothing",
-            [tenants],
-        )
-        await conn.execute(
-            "insert into threads (thread_id, tenant_id, thread_key) "
-            "select r, t, r::text from unnest(%s::uuid[], %s::text[]) u(r, t)",
-            [runs, tenants],
-        )
-        await conn.execute(
-            "insert into runs (run_id, tenant_id, thread_id, graph_name, graph_version, status, principal, input, "
-            "input_type, request_digest, limits, max_attempts, epoch) "
-            "select r, t, r, 'g', '1', 'running', '{}', '', 'json', '', '{}', 1, 1 "
-            "from unnest(%s::uuid[], %s::text[]) u(r, t)",
-            [runs, tenants],
-        )
-        await conn.execute(
-            "insert into leases (run_id, tenant_id, epoch, worker_id, expires_at) "
-            "select r, t, 1, 'w', clock_timestamp() + interval '1 hour' from unnest(%s::uuid[], %s::text[]) u(r, t)",
-            [runs, tenants],
-        )
-    return (
-        Owner(tenant_id=TenantId(t), run_id=RunId(r), thread_id=ThreadId(r), epoch=1, attempt=1, worker_id="w")
-        for r, t in zip(runs, tenants, strict=True)
-    )
-
-
 @asynccontextmanager
 async def alternatives(count: int) -> AsyncIterator[dict[str, Savers]]:
     """All savers on one server, each as it is meant to be used; ours with row-level security and its fence."""
-    async with embedded_server(temporary=True) as server, Database(server.app_url) as database:
-        ours = conninfo_to_dict(server.app_url)["dbname"]
-        owners = await held_runs(make_conninfo(server.admin_url, dbname=ours), count)
-        async with await psycopg.AsyncConnection.connect(server.admin_url, autocommit=True) as conn:
-            await conn.execute("create database langgraphs_own")
-        address = make_conninfo(server.admin_url, dbname="langgraphs_own")
+    async with durable_server() as server, Database(server.app_url) as database:
+        owners = await held_runs(server, count)
+        address = await langgraphs_database(server)
         settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
         async with (
             AsyncPostgresSaver.from_conn_string(address) as one,

@@ -15,6 +15,7 @@ from holdfast.checkpoints.arrays import register_arrays
 from holdfast.checkpoints.giving_up import Connection as Connection
 from holdfast.checkpoints.giving_up import hang_up, hanging_up_after
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.wire import Wire
 
 _SQL = load_queries(__name__, "line.sql")
 _MOST_TENANTS = 128
@@ -39,13 +40,13 @@ class Line:
         self._seconds = patience_seconds
         self._answer_seconds = patience_seconds if answer_seconds is None else answer_seconds
         self._heals = True
-        self._conn: Connection | None = None
+        self._wire: Wire | None = None
         self._tenants: frozenset[str] = frozenset()
 
     @property
     def lost(self) -> bool:
         """Whether there is no connection now: the last statement failed for want of one."""
-        return self._conn is None or self._conn.closed
+        return self._wire is None or self._wire.conn.closed
 
     async def run(self, query: LiteralString, parameters: Mapping[str, Any], *, tenants: Set[str]) -> list[DictRow]:
         """The rows of one statement, committed. It may have run more than once.
@@ -68,42 +69,43 @@ class Line:
     def be_impatient(self) -> None:
         """From now on, a lost connection is not healed any more, and a deaf one is soon found out."""
         self._heals = False
-        if self._conn is not None:
-            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, hang_up, self._conn)
+        if self._wire is not None:
+            asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, hang_up, self._wire.conn)
 
     async def close(self) -> None:
         """Give the connection back. The line can be used again."""
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            await conn.close()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.conn.close()
 
     async def _try(
         self, query: LiteralString, parameters: Mapping[str, Any], tenants: Set[str], seconds: float
     ) -> list[DictRow]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        if self._conn is None or self._conn.closed:
-            self._conn = None
-            self._conn = await self._connected(seconds)
+        wire = await self._connected(seconds)
+        with hanging_up_after(wire.conn, min(self._answer_seconds, deadline - loop.time())):
+            await self._work_for(wire, tenants)
+            return await wire.run(query, parameters)
+
+    async def _connected(self, seconds: float) -> Wire:
+        if self._wire is None or self._wire.conn.closed:
+            self._wire = None
             self._tenants = frozenset()
-            register_arrays(self._conn)
-        with hanging_up_after(self._conn, min(self._answer_seconds, deadline - loop.time())):
-            await self._work_for(self._conn, tenants)
-            found = await self._conn.execute(query, parameters, prepare=True, binary=True)
-            return await found.fetchall()
+            try:
+                async with asyncio.timeout(seconds):
+                    conn = await self._connect()
+            except TimeoutError as error:
+                raise psycopg.OperationalError(f"no connection within {seconds:.1f} s") from error
+            register_arrays(conn)
+            self._wire = Wire(conn)
+        return self._wire
 
-    async def _connected(self, seconds: float) -> Connection:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._connect()
-        except TimeoutError as error:
-            raise psycopg.OperationalError(f"no connection within {seconds:.1f} s") from error
-
-    async def _work_for(self, conn: Connection, tenants: Set[str]) -> None:
+    async def _work_for(self, wire: Wire, tenants: Set[str]) -> None:
         if tenants <= self._tenants:
             return
         wanted = self._tenants | tenants
         if len(wanted) > _MOST_TENANTS:
             wanted = frozenset(tenants)
-        await conn.execute(_SQL["work_for_tenants_from_now_on"], {"tenants": ",".join(sorted(wanted))})
+        await wire.run(_SQL["work_for_tenants_from_now_on"], {"tenants": ",".join(sorted(wanted))})
         self._tenants = frozenset(wanted)
