@@ -14,7 +14,7 @@ company of others is no failure: whoever asked is told, and looks at it alone.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -110,6 +110,8 @@ class CheckpointWriter:
         self._terms = terms
         self._queue: deque[Handed] = deque()
         self._queued_bytes = 0
+        self._last: Set[Pen] = frozenset()
+        """Whose writes were flushed last."""
         self._pens: WeakValueDictionary[tuple[RunId, int], Pen] = WeakValueDictionary()
         self._laden: OrderedDict[Pen, None] = OrderedDict()
         """Pens that hold something, whether or not anyone holds them."""
@@ -246,14 +248,28 @@ class CheckpointWriter:
                 self._less.set()
 
     def _next_batch(self) -> list[Handed]:
-        """As many as the bounds admit, in order."""
+        """What comes first of half of the runs that are writing, as far as the bounds admit.
+
+        The others were answered just now, or wait for the next flush: one half computes while the other is written,
+        so that neither this process nor Postgres waits for the other.
+        """
+        most = -(-len(self._last | {write.pen for write in self._queue}) // 2)
         batch: list[Handed] = []
+        left: list[Handed] = []
+        taken: set[Pen] = set()
         rows = size = 0
         while self._queue:
-            rows, size = rows + len(self._queue[0]), size + self._queue[0].size
+            write = self._queue[0]
+            if write.pen not in taken and len(taken) == most:
+                left.append(self._queue.popleft())
+                continue
+            rows, size = rows + len(write), size + write.size
             if batch and (rows > self._terms.batch_rows or size > self._terms.batch_bytes):
                 break
+            taken.add(write.pen)
             batch.append(self._queue.popleft())
+        self._queue.extendleft(reversed(left))
+        self._last = taken
         return batch
 
     async def _commit(self, batch: Iterable[Handed], *, asked: int = 0) -> None:
