@@ -93,6 +93,22 @@ async def cut_the_writer_off(house: House) -> None:
     )
 
 
+async def test_half_of_the_runs_is_written_while_the_other_half_goes_on_and_each_run_is_written_whole(
+    house: House,
+) -> None:
+    pens = [await pen(house) for _ in range(4)]
+    writer = house.database.writer
+    await asyncio.gather(
+        *(writer.write(each, checkpoint(f"t{n}", number)) for n, each in enumerate(pens) for number in (1, 2))
+    )
+    transactions = await house.scalar(
+        "select array_agg(threads order by threads) from "
+        "(select string_agg(thread_id, ' ' order by thread_id, checkpoint_id) as threads from checkpoints "
+        "group by xmin::text) together"
+    )
+    assert transactions == ["t0 t0 t1 t1", "t2 t2 t3 t3"]
+
+
 async def test_owner_whose_run_was_taken_over_is_refused_and_its_neighbours_are_not(house: House) -> None:
     stale, acme, bolt = await pen(house), await pen(house), await pen(house, "bolt")
     writer = house.database.writer
