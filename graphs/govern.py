@@ -5,8 +5,8 @@ we come in: each node's body is exchanged for one that asks our middleware first
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -20,16 +20,17 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._retry import _should_retry_on as langgraph_would_retry
 from langgraph.types import RetryPolicy
 
-from holdfast.contracts.canonical import digest
 from holdfast.contracts.errors import HoldfastError, InvalidRequest, InvariantViolated
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.toolset import Tool, Toolset
 from holdfast.graphs.governed import Governance, GovernedGraph
+from holdfast.graphs.signature import signature
 from holdfast.nodes.bridge import in_thread, on_loop
 from holdfast.nodes.langchain import carry_langchain
 from holdfast.nodes.middleware import around
 from holdfast.nodes.place import NodeKind, Place, drop_writes
 from holdfast.nodes.session import session_of
+from holdfast.policies.compatibility import Compatibility
 
 Compiled = Pregel[Any, Any, Any, Any]
 G = TypeVar("G", bound=Compiled)
@@ -40,6 +41,7 @@ def govern(
     *,
     name: str | None = None,
     version: str | None = None,
+    compatible: str | Sequence[str] = "same",
     tools: Sequence[Any] = (),
     policies: Sequence[str] = (),
     default_model: str | None = None,
@@ -49,28 +51,33 @@ def govern(
 
     Every node, subgraph, conditional edge and error handler asks the middleware first; retry policies try again only
     what may be. Doing it twice changes nothing but the terms. `name` and `version` are what runs are pinned to; left
-    out, they are the graph's own name and a digest of its topology and its nodes' code. `tools` are LangChain tools
-    and plain functions that the graph may call by name; `policies` are texts of Cedar rules that hold for it beside the
-    configuration's. LangChain models and tools of the graph's own are carried
-    through the doors as they are. Raises `InvalidRequest` for what is not a compiled graph, or caches its nodes.
+    out, they are the graph's own name and a digest of its topology, its schemas and its code. `compatible` says whose
+    runs this code goes on with besides those of its own version: `"same"` (nobody's), a range of version numbers
+    (`">=2.0,<3"`, PEP 440), a version by name, or a list of these. `tools` are LangChain tools and plain functions that
+    the graph may call by name; `policies` are texts of Cedar rules that hold for it beside the configuration's.
+    LangChain models and tools of the graph's own are carried through the doors as they are. Raises `InvalidRequest`
+    for what is not a compiled graph, or caches its nodes, and for a range that is none.
     """
     if isinstance(graph, StateGraph):
         raise InvalidRequest("govern() takes a compiled graph: write govern(builder.compile(), …)")
     if not isinstance(graph, Pregel):
         raise InvalidRequest(f"govern() takes a compiled LangGraph graph, not {type(graph).__name__}")
+    compatibility = Compatibility.of(compatible, version=version)
     for each in graphs_of(graph):
         _require_uncached(each)
     carry_langchain()
-    pinned = version or signature(graph)
+    toolset = _toolset(graph, tools)
+    versioned = _versioned(graph, version, toolset)
     for each in graphs_of(graph):
         _rewrite(each)
         if not isinstance(each, GovernedGraph):
-            own = Governance(name=each.name, version=pinned, toolset=Toolset())
+            own = Governance(name=each.name, versioned=versioned, toolset=Toolset())
             _adopt(each, own)
     terms = Governance(
         name=name or graph.name,
-        version=pinned,
-        toolset=_toolset(graph, tools),
+        versioned=versioned,
+        compatible=compatibility,
+        toolset=toolset,
         policies=tuple(policies),
         default_model=default_model,
         autonomy=autonomy,
@@ -78,6 +85,15 @@ def govern(
     _adopt(graph, terms)
     assert_governed(graph)
     return graph
+
+
+def _versioned(graph: Compiled, version: str | None, toolset: Toolset) -> Callable[[], str]:
+    """The version that runs are pinned to: the one given, or the graph's signature, worked out when it is first asked
+    for. By then the modules that its functions stand in are whole."""
+    if version is not None:
+        return lambda: version
+    tools = [toolset[name].source or toolset[name] for name in sorted(toolset)]
+    return cache(lambda: signature(graph, tools, body_of=_inner))
 
 
 def _require_uncached(graph: Compiled) -> None:
@@ -114,14 +130,6 @@ def assert_governed(graph: Compiled) -> None:
             raise InvariantViolated(f"{escaped} of graph {each.name!r} escapes governance; call govern() on it again")
 
 
-def signature(graph: Compiled) -> str:
-    """A version for a graph that names none: the digest of its topology and of its nodes' code."""
-    drawing = graph.get_graph()
-    edges = sorted([edge.source, edge.target, str(edge.data or "")] for edge in drawing.edges)
-    nodes = {f"{index}/{name}": _code_of(node.bound) for index, name, node in _nodes(graph)}
-    return digest({"edges": edges, "nodes": nodes})[:16]
-
-
 def _nodes(graph: Compiled) -> Iterator[tuple[int, str, PregelNode]]:
     for index, each in enumerate(graphs_of(graph)):
         for name, node in each.nodes.items():
@@ -133,21 +141,13 @@ def functions_of(graph: Compiled) -> Iterator[Any]:
     return (_body_of(node.bound) for _, _, node in _nodes(graph))
 
 
+def _inner(bound: Any) -> Any:
+    return bound.inner if isinstance(bound, GovernedNode) else bound
+
+
 def _body_of(bound: Runnable[Any, Any]) -> Any:
-    body: Any = bound.inner if isinstance(bound, GovernedNode) else bound
+    body = _inner(bound)
     return body if _is_graph(body) else getattr(body, "func", None) or getattr(body, "afunc", None) or body
-
-
-def _code_of(bound: Runnable[Any, Any]) -> str:
-    body = _body_of(bound)
-    if _is_graph(body):
-        return "graph"
-    code = getattr(body, "__code__", None)
-    named = f"{getattr(body, '__module__', '')}.{getattr(body, '__qualname__', type(body).__qualname__)}"
-    if code is None:
-        return named
-    constants = [repr(value) for value in code.co_consts if isinstance(value, str | int | float | None)]
-    return f"{named}:{digest([code.co_code.hex(), list(code.co_names), constants])}"
 
 
 def _escaped(graph: Compiled) -> Iterator[str]:

@@ -4,9 +4,10 @@ The engine's run, or the run of the node it is called in, is passed through. Any
 for it by the process's host, and where there is none it refuses.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from langchain_core.runnables import RunnableConfig
@@ -23,14 +24,17 @@ from holdfast.nodes.context import RunContext
 from holdfast.nodes.hosting import AttachedHost, AttachedOutcome, AttachedRequest, host_here
 from holdfast.nodes.place import has_checkpointer, parent_context
 from holdfast.nodes.session import RunSession, entered_session, session_here
+from holdfast.policies.compatibility import Compatibility
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Governance:
     """The terms a graph was governed with."""
 
     name: str
-    version: str
+    versioned: Callable[[], str] = field(repr=False)
+    compatible: Compatibility = field(default_factory=Compatibility)
+    """Which other versions' runs the graph goes on with."""
     toolset: Toolset = field(repr=False)
     policies: tuple[str, ...] = ()
     """Cedar policies of the graph's own, beside the configuration's."""
@@ -38,6 +42,11 @@ class Governance:
     """The model that the route `default` means when the configuration names none."""
     autonomy: Autonomy | None = None
     """None: as the configuration says."""
+
+    @cached_property
+    def version(self) -> str:
+        """What the graph's runs are pinned to."""
+        return self.versioned()
 
 
 class GovernedGraph(Pregel[Any, Any, Any, Any]):
