@@ -115,6 +115,12 @@ class PostgresEvents:
             found = await conn.execute(_SQL["read_events"], wanted)
             return [_event(row) for row in await found.fetchall()]
 
+    async def latest(self, tenant_id: TenantId, run_id: RunId, kind: EventKind) -> Event | None:
+        wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run"), "kind": kind}
+        async with self._database.tenant(tenant_id) as conn:
+            row = await (await conn.execute(_SQL["latest_event"], wanted)).fetchone()
+        return None if row is None else _event(row)
+
 
 def _records(owner: Owner, events: Sequence[EventDraft]) -> Records:
     return Records(events=[event_row(draft, owner.attempt) for draft in events])

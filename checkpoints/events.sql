@@ -42,6 +42,14 @@ select tenant_id, run_id::text, seq, at, attempt, kind, node, task_id, call_id::
  order by seq
  limit %(limit)s;
 
+-- name: latest_event
+-- A run's last event of a kind.
+select tenant_id, run_id::text, seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload
+  from events
+ where tenant_id = %(tenant_id)s and run_id = %(run_id)s and kind = %(kind)s
+ order by seq desc
+ limit 1;
+
 -- name: read_links
 -- A run's events after a number as the chain has them, in order.
 select seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload, hash

@@ -27,7 +27,7 @@ class PostgresLeases:
         worker_id: str,
         *,
         tenants: Sequence[TenantId] | None,
-        graphs: Sequence[GraphVersion],
+        graphs: Mapping[GraphVersion, str],
         slots: int,
         ttl_seconds: float,
     ) -> Sequence[RunClaim]:
@@ -40,7 +40,7 @@ class PostgresLeases:
             "ttl_seconds": ttl_seconds,
         }
         try:
-            claimed = await self._claim(wanted)
+            claimed = await self._claim(wanted, graphs)
         except Conflict:
             # Another worker took a run of one of these threads in this very moment, which the index of one running
             # run per thread found. Nothing is claimed; the next poll sees whose turn it is.
@@ -52,9 +52,13 @@ class PostgresLeases:
             row = await (await conn.execute(_SQL["next_expiry"])).fetchone()
         return None if row is None else row["seconds"]
 
-    async def _claim(self, wanted: Mapping[str, Any]) -> Mapping[RunId, dict[str, Any]]:
+    async def _claim(
+        self, wanted: Mapping[str, Any], graphs: Mapping[GraphVersion, str]
+    ) -> Mapping[RunId, dict[str, Any]]:
         async with self._database.engine() as conn:
             rows = await (await conn.execute(_SQL["claim_runs"], wanted)).fetchall()
+            for row in rows:
+                row["served_by"] = graphs[GraphVersion(row["graph_name"], row["graph_version"])]
             await write_entries(conn, [_claimed(wanted["worker_id"], row) for row in rows])
         return {RunId(row["run_id"]): row for row in rows}
 
@@ -72,6 +76,7 @@ class PostgresLeases:
                 claimed_until=claimed[run.run_id]["expires_at"],
                 heartbeat_at=claimed[run.run_id]["heartbeat_at"],
                 run=run,
+                served_by=claimed[run.run_id]["served_by"],
             )
             for run in runs
             if run.epoch == claimed[run.run_id]["epoch"]
@@ -79,7 +84,12 @@ class PostgresLeases:
 
 
 def _claimed(worker_id: str, row: Mapping[str, Any]) -> Entry:
-    facts = {"worker_id": worker_id, "epoch": row["epoch"], "attempt": row["attempt"]}
+    facts = {
+        "worker_id": worker_id,
+        "epoch": row["epoch"],
+        "attempt": row["attempt"],
+        "graph_version": row["served_by"],
+    }
     return Entry(
         tenant_id=row["tenant_id"],
         run_id=row["run_id"],

@@ -39,7 +39,7 @@ claimed as (
            started_at = coalesce(r.started_at, clock_timestamp())
       from locked
      where r.run_id = locked.run_id
- returning r.run_id, r.tenant_id, r.epoch, r.attempt),
+ returning r.run_id, r.tenant_id, r.graph_name, r.graph_version, r.epoch, r.attempt),
 leased as (
     insert into leases (run_id, tenant_id, epoch, worker_id, expires_at)
     select run_id, tenant_id, epoch, %(worker_id)s, clock_timestamp() + make_interval(secs => %(ttl_seconds)s)
@@ -48,7 +48,7 @@ leased as (
        set epoch = excluded.epoch, worker_id = excluded.worker_id,
            heartbeat_at = clock_timestamp(), expires_at = excluded.expires_at
  returning run_id, heartbeat_at, expires_at)
-select run_id::text, tenant_id, epoch, attempt, heartbeat_at, expires_at
+select run_id::text, tenant_id, graph_name, graph_version, epoch, attempt, heartbeat_at, expires_at
   from claimed join leased using (run_id);
 
 -- name: next_expiry

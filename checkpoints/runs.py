@@ -95,7 +95,7 @@ class PostgresRuns:
             await write_events(conn, tenant_id=tenant_id, run_id=run_id, attempt=state["attempt"], drafts=drafts)
             return await _load(conn, tenant_id, run_id)
 
-    async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId) -> Run:
+    async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, served_by: str) -> Run:
         run_id = RunId(uuid_text(run_id, what="run"))
         if not principal.may_act_for(tenant_id):
             raise _no_run(run_id)
@@ -107,7 +107,8 @@ class PostgresRuns:
                     f"run {run_id} is {state['status']}; only an attached run that rests goes on in its host"
                 )
             epoch, attempt = reattached["epoch"], reattached["attempt"]
-            claimed = EventDraft(kind=EventKind.RUN_CLAIMED, payload={"epoch": epoch, "attempt": attempt})
+            facts = {"epoch": epoch, "attempt": attempt, "graph_version": served_by}
+            claimed = EventDraft(kind=EventKind.RUN_CLAIMED, payload=facts)
             await write_events(conn, tenant_id=tenant_id, run_id=run_id, attempt=attempt, drafts=[claimed])
             return await _load(conn, tenant_id, run_id)
 

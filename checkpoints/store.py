@@ -9,6 +9,7 @@ from holdfast.checkpoints.leases import PostgresLeases
 from holdfast.checkpoints.ledger import PostgresLedger
 from holdfast.checkpoints.runs import PostgresRuns
 from holdfast.checkpoints.tenants import PostgresTenants
+from holdfast.checkpoints.workers import PostgresWorkers
 from holdfast.contracts.ports import Ids
 
 
@@ -24,6 +25,7 @@ class PostgresStore:
         self.events = PostgresEvents(database, ids)
         self.approvals = PostgresApprovals(database, ids)
         self.tenants = PostgresTenants(database, ids)
+        self.workers = PostgresWorkers(database)
 
     def heartbeat(self, *, within_seconds: float) -> PostgresHeartbeat:
         return PostgresHeartbeat(self._database.line_apart("heartbeat", within_seconds=within_seconds))

@@ -15,11 +15,12 @@ from holdfast.contracts.approvals import Approval, ApprovalRequest, Ruling
 from holdfast.contracts.calls import CallIntent, CallOutcome, CallRecord, Opened
 from holdfast.contracts.chain import Head, Link
 from holdfast.contracts.errors import RuntimeErrorRecord
-from holdfast.contracts.events import Event, EventDraft
+from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant
+from holdfast.contracts.workers import LiveWorker, ServedGraph, WantedVersion
 
 
 class Ids(Protocol):
@@ -92,9 +93,10 @@ class Runs(Protocol):
         by its worker's heartbeat; one that has ended raises `Conflict`."""
         ...
 
-    async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId) -> Run:
+    async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, served_by: str) -> Run:
         """Let an attached run that rests go on in its host: running again, its clock too, under the next epoch and
-        attempt. `Conflict` when it does not rest, `NotFound` for a stranger."""
+        attempt, by the version `served_by` of its graph. `Conflict` when it does not rest, `NotFound` for a
+        stranger."""
         ...
 
     async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
@@ -135,14 +137,15 @@ class Leases(Protocol):
         worker_id: str,
         *,
         tenants: Sequence[TenantId] | None,
-        graphs: Sequence[GraphVersion],
+        graphs: Mapping[GraphVersion, str],
         slots: int,
         ttl_seconds: float,
     ) -> Sequence[RunClaim]:
-        """Up to `slots` queued runs, and runs whose lease has run out, of these graphs: their epoch goes up by one,
-        their attempt too. `tenants=None`: of any tenant. Never two runs of one thread at a time, and never one
-        that is behind another on its thread. A run whose worker was lost `max_attempts` times in a row
-        is claimed too: its worker ends it."""
+        """Up to `slots` queued runs, and runs whose lease has run out, of these versions of graphs: their epoch goes
+        up by one, their attempt too. Each version is given with the one whose code serves it, which the claim and its
+        event tell. `tenants=None`: of any tenant. Never two runs of one thread at a time, and never one that is behind
+        another on its thread. A run whose worker was lost `max_attempts` times in a row is claimed too: its worker
+        ends it."""
         ...
 
     async def seconds_to_next_expiry(self) -> float | None:
@@ -244,6 +247,10 @@ class Events(Protocol):
         """Events with `seq > after`, in order."""
         ...
 
+    async def latest(self, tenant_id: TenantId, run_id: RunId, kind: EventKind) -> Event | None:
+        """The last event of this kind, if there is one."""
+        ...
+
     async def links(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Link]:
         """The same events as their chain has them, to be verified."""
         ...
@@ -254,6 +261,33 @@ class Events(Protocol):
 
     async def logs(self, tenant_id: TenantId, *, after: RunId | None = None, limit: int = 1000) -> Sequence[RunId]:
         """The tenant's runs by id, those with a greater one than `after`: each has a log."""
+        ...
+
+
+class Workers(Protocol):
+    """Who is there to work, and what the open runs need. It crosses tenants, and shows nothing of theirs but how many
+    runs of which graphs are open."""
+
+    async def announce(self, worker_id: str, serves: Sequence[ServedGraph], *, ttl_seconds: float) -> None:
+        """Say that a worker is there and what it serves, for so long; those who have not said so in time are
+        forgotten."""
+        ...
+
+    async def leave(self, worker_id: str) -> None:
+        """Say that a worker is gone."""
+        ...
+
+    async def alive(self) -> Sequence[LiveWorker]:
+        """The workers that are there, by the database's clock."""
+        ...
+
+    async def wanted(self) -> Sequence[WantedVersion]:
+        """The versions of graphs that open runs are pinned to, by name."""
+        ...
+
+    async def claimable(self, names: Sequence[str]) -> Sequence[GraphVersion]:
+        """The versions of these graphs that queued or running runs are pinned to. Cheap, whatever the queue holds:
+        a worker that declares a range asks before each claim."""
         ...
 
 
@@ -354,3 +388,5 @@ class Store(Protocol):
     def approvals(self) -> Approvals: ...
     @property
     def tenants(self) -> Tenants: ...
+    @property
+    def workers(self) -> Workers: ...

@@ -119,14 +119,14 @@ class RunRequest:
 
     @property
     def digest(self) -> str:
-        """What makes a request the same request when it is made again under the same run id."""
+        """What makes a request the same request when it is made again under the same run id. Not the graph's version:
+        whoever asks again while new code is rolled out gets the run that was admitted."""
         return digest(
             {
                 "tenant": self.tenant.tenant_id,
                 "user": self.tenant.user_id,
                 "thread": self.thread_key,
                 "graph": self.graph_name,
-                "graph_version": self.graph_version,
                 "input": sha256(self.input).hexdigest(),
                 "input_type": self.input_type,
                 "context": self.context,
@@ -191,6 +191,11 @@ class Run:
     finished_at: datetime | None
 
     @property
+    def version(self) -> GraphVersion:
+        """What the run is pinned to."""
+        return GraphVersion(self.graph_name, self.graph_version)
+
+    @property
     def dead(self) -> bool:
         """Whether it was given up because worker after worker was lost on it. Only a person can know better."""
         return self.cause is not None and self.cause.metadata.get("class") == AttemptsExhausted.__name__
@@ -219,6 +224,8 @@ class RunClaim(BaseModel):
     claimed_until: datetime
     heartbeat_at: datetime
     run: Run = Field(repr=False)
+    served_by: str
+    """The version of the run's graph whose code serves this attempt: the run's own, or one compatible with it."""
 
     @property
     def owner(self) -> Owner:

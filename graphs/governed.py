@@ -18,6 +18,7 @@ from langgraph.pregel import Pregel
 from holdfast.contracts.errors import NotGoverned, RunCancelled
 from holdfast.contracts.runs import RunStatus
 from holdfast.contracts.verdicts import Autonomy
+from holdfast.contracts.workers import ServedGraph
 from holdfast.gateway.toolset import Toolset
 from holdfast.nodes.bridge import iterate_on_loop
 from holdfast.nodes.context import RunContext
@@ -47,6 +48,11 @@ class Governance:
     def version(self) -> str:
         """What the graph's runs are pinned to."""
         return self.versioned()
+
+    @property
+    def served(self) -> ServedGraph:
+        """What a worker that has this graph says of it."""
+        return ServedGraph(name=self.name, version=self.version, compatible=self.compatible.texts)
 
 
 class GovernedGraph(Pregel[Any, Any, Any, Any]):

@@ -6,13 +6,14 @@ from typing import Any
 from langgraph.types import Command
 
 from holdfast.contracts.classification import translated
-from holdfast.contracts.errors import InvalidRequest, RunCancelled
+from holdfast.contracts.errors import Conflict, InvalidRequest, RunCancelled
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run, RunRequest, RunStatus, owner_of
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.nodes.hosting import AttachedOutcome, AttachedRequest
 from holdfast.nodes.session import RunSession
+from holdfast.policies.compatibility import serves
 from holdfast.policies.tenancy import effective_limits
 from holdfast.runtime import inputs
 from holdfast.runtime.endings import Cancelled, Completed, Ending, Failed, Rested, record
@@ -45,10 +46,7 @@ class Attachments:
         """The session of a new run, or of the one that rests on the host's thread when this goes on with it."""
         key = self._thread_key(request)
         run = await self._resting(key) if _goes_on(request.input) else None
-        if run is None:
-            run = await self._admit(request, key)
-        else:
-            run = await self._doors.store.runs.reattach(self._terms.principal, run.tenant.tenant_id, run.run_id)
+        run = await self._admit(request, key) if run is None else await self._reattached(request, run)
         return await self._doors.session(
             request.graph, run, owner_of(run, self._worker_id), still_ours=lambda: True, approver=self._terms.principal
         )
@@ -84,6 +82,20 @@ class Attachments:
                 attached=True,
             )
         )
+
+    async def _reattached(self, request: AttachedRequest, run: Run) -> Run:
+        """A run that rests, under the code that its host has now. Raises `Conflict` for code that is not compatible
+        with the code that started it."""
+        own = request.graph.governance
+        if not serves(own.served, run.version):
+            raise Conflict(
+                f"run {run.run_id} rests on this thread, and was started by graph {run.graph_name!r} of version "
+                f"{run.graph_version!r}; this is {own.name!r} of version {own.version!r}, which does not declare that "
+                "one compatible. Host the code that started it, declare it with govern(…, compatible=…), or cancel it",
+                run_id=run.run_id,
+            )
+        principal, tenant_id = self._terms.principal, run.tenant.tenant_id
+        return await self._doors.store.runs.reattach(principal, tenant_id, run.run_id, served_by=own.version)
 
     async def _resting(self, key: str) -> Run | None:
         runs = await self._doors.store.runs.find(

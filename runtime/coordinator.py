@@ -110,7 +110,7 @@ class Coordinator:
 
     def _hydrated(self, hold: Hold) -> Graph:
         """The graph of a run, bound to a saver of the owner's. Raises `NotFound` and `InvariantViolated`."""
-        graph = self._registry.get(hold.claim.run.graph_name, hold.claim.run.graph_version)
+        graph = self._registry.get(hold.claim.run.graph_name, hold.claim.served_by)
         self._assert_governed(graph)  # somebody may have changed its nodes since
         return graph.copy(update={"checkpointer": self._saver_for(hold.owner, graph)})
 

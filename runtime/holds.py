@@ -1,6 +1,6 @@
 """All runs that a worker holds: what it claims, and what it lets go."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from holdfast.contracts.ids import RunId
 from holdfast.contracts.marks import Mark, reach
@@ -21,8 +21,8 @@ class Holds:
         self._holds: dict[RunId, Hold] = {}
         self.heart = heart
 
-    async def claim(self, *, graphs: Sequence[GraphVersion], slots: int) -> list[Hold]:
-        """Claim up to `slots` runs of these graphs."""
+    async def claim(self, *, graphs: Mapping[GraphVersion, str], slots: int) -> list[Hold]:
+        """Claim up to `slots` runs of these versions, each given with the one whose code serves it."""
         sent = boot_seconds()
         claims = await self._leases.claim(
             self._worker_id, tenants=None, graphs=graphs, slots=slots, ttl_seconds=self._terms.ttl_seconds

@@ -16,6 +16,7 @@ from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Run, RunRequest, RunResult, RunStatus
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.policies import rulings
+from holdfast.policies.compatibility import unserved
 from holdfast.policies.tenancy import effective_limits, require_may_decide
 from holdfast.policies.travel import require_may_travel
 from holdfast.runtime import inputs
@@ -37,6 +38,10 @@ class RunReport:
     """Everything worth knowing of a run."""
 
     run: Run
+    served_by: str | None
+    """The version of the graph whose code served the last attempt; None: nobody has worked on it yet."""
+    served: bool
+    """Whether a worker that is there goes on with the run's version; true of a run that has ended, or is attached."""
     budget: BudgetState
     calls: Sequence[CallRecord]
     approvals: Sequence[Approval]
@@ -186,15 +191,22 @@ class Runtime:
             ) from error
 
     async def show(self, run_id: str, *, tenant: str) -> RunReport:
-        """A run with its budget, calls and approvals."""
+        """A run with its budget, calls and approvals, and with whose code goes on with it."""
         run = await self._get(run_id, tenant)
         tenant_id = run.tenant.tenant_id
         return RunReport(
             run=run,
+            served_by=await self._served_by(run),
+            served=await self._is_served(run),
             budget=await self.store.ledger.state(tenant_id, BudgetId(run.run_id)),
             calls=await self.store.journal.of_run(tenant_id, run.run_id),
             approvals=await self.store.approvals.find(tenant_id, run_id=run.run_id, pending_only=False),
         )
+
+    async def serves(self, run_id: str, *, tenant: str) -> bool:
+        """Whether the graphs that are registered here go on with a run; a worker of another process may as well."""
+        run = await self._get(run_id, tenant)
+        return self._registry.serves(run.graph_name, run.graph_version)
 
     async def events(self, run_id: str, *, tenant: str, after: int = 0, limit: int = 10_000) -> Sequence[Event]:
         """The run's events with a `seq` greater than `after`, in order."""
@@ -413,6 +425,19 @@ class Runtime:
 
     async def _get(self, run_id: str, tenant: str) -> Run:
         return await self.store.runs.get(TenantId(tenant), RunId(uuid_text(run_id, what="run")))
+
+    async def _served_by(self, run: Run) -> str | None:
+        if run.attempt == 0:
+            return None
+        claimed = await self.store.events.latest(run.tenant.tenant_id, run.run_id, EventKind.RUN_CLAIMED)
+        served_by = None if claimed is None else claimed.payload.get("graph_version")
+        return served_by or run.graph_version  # an attached run's host begins with it, and nobody claims it
+
+    async def _is_served(self, run: Run) -> bool:
+        if run.status.final or run.attached:
+            return True
+        workers = await self.store.workers.alive()
+        return not unserved([run.version], [graph for worker in workers for graph in worker.serves])
 
     async def _result(self, run: Run) -> RunResult:
         tenant_id = run.tenant.tenant_id

@@ -111,7 +111,7 @@ class Travel:
         found = await self._thread(tenant_id, thread)
         snapshot = await self._snapshot(found, at)
         origin = await self._writer_of(snapshot, found)
-        graph = self._registry.get(origin.graph_name, origin.graph_version)
+        graph = self._registry.resolve(origin.graph_name, origin.graph_version)
         kind, data = inputs.sealed_update(graph, values, max_bytes=self._max_input_bytes)
         forked = Forked(
             run_id=origin.run_id,
@@ -125,7 +125,7 @@ class Travel:
     async def resume(self, run: Run, *, by: Principal, run_id: RunId, limits: Limits | None) -> RunRequest:
         """The request of a run that goes on where `run` ended."""
         require_resumable(run.run_id, run.status, attached=run.attached, followed_by=None)
-        self._registry.get(run.graph_name, run.graph_version)
+        self._registry.resolve(run.graph_name, run.graph_version)
         request = await self._going_on(run, limits)
         resumed = replace(
             request, run_id=run_id, origin=Resumed(run_id=run.run_id, worked_seconds=_worked(run), by=by.user_id)
@@ -137,7 +137,7 @@ class Travel:
     async def _going_on(self, origin: Run, limits: Limits | None) -> RunRequest:
         """On behalf of whom the origin was, under the policies of now, with its limits where no others are given."""
         terms = await self._doors.store.tenants.get(origin.tenant.tenant_id)
-        graph: Any = self._registry.get(origin.graph_name, origin.graph_version)
+        graph: Any = self._registry.resolve(origin.graph_name, origin.graph_version)
         version = self._doors.gate_for(graph.governance.policies).policy_version
         return RunRequest(
             run_id=origin.run_id,
@@ -169,7 +169,7 @@ class Travel:
         return thread
 
     def _bound(self, run: Run) -> Graph:
-        graph = self._registry.get(run.graph_name, run.graph_version)
+        graph = self._registry.resolve(run.graph_name, run.graph_version)
         return graph.copy(update={"checkpointer": self._saver_for(owner_of(run), graph)})
 
     async def _snapshot(self, thread: _Thread, checkpoint_id: str | None) -> StateSnapshot:

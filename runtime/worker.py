@@ -4,7 +4,7 @@ The leases themselves are kept by the heart, in a thread; this loop only tells i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -15,8 +15,10 @@ from holdfast.contracts.classification import translated
 from holdfast.contracts.ids import RunId
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.patience import patient
-from holdfast.contracts.ports import Approvals
+from holdfast.contracts.ports import Approvals, Workers
+from holdfast.contracts.runs import GraphVersion
 from holdfast.contracts.tenancy import Principal
+from holdfast.contracts.workers import ServedGraph
 from holdfast.runtime.clock import boot_seconds
 from holdfast.runtime.coordinator import Coordinator
 from holdfast.runtime.holds import Holds
@@ -40,6 +42,8 @@ class WorkerTerms:
     lease: LeaseTerms = field(default_factory=LeaseTerms)
     expiry_seconds: float = 5.0
     """How often overdue approvals are looked for."""
+    presence_seconds: float = 5.0
+    """How often the worker says that it is there, and what it serves; who has missed two of these is gone."""
     grace_seconds: float = 10.0
     """How long runs may go on to their next boundary when the worker shuts down."""
 
@@ -70,16 +74,20 @@ class Worker:
         holds: Holds,
         registry: Registry,
         approvals: Approvals,
+        workers: Workers,
         wake: Wake,
         terms: WorkerTerms,
     ) -> None:
+        self._worker_id = worker_id
         self._principal = Principal(user_id=f"worker:{worker_id}", tenants=None)
         self._coordinator = coordinator
         self._holds = holds
         self._registry = registry
         self._approvals = approvals
+        self._workers = workers
         self._wake = wake
         self._terms = terms
+        self._announced: list[ServedGraph] | None = None
         self._jobs: set[_Job] = set()
         self._stopping = asyncio.Event()
         self._stopped_at = inf
@@ -104,10 +112,12 @@ class Worker:
             beating = keepers.create_task(self._holds.heart.live(news=self._news.set))
             watching = keepers.create_task(self._watch())
             expiring = keepers.create_task(self._every(self._terms.expiry_seconds, self._expire))
+            showing = keepers.create_task(self._every(self._terms.presence_seconds, self._announce))
             async with asyncio.TaskGroup() as attempts:
                 try:
                     await self._claim_until_stopped(attempts)
                 finally:
+                    showing.cancel()
                     await self._drain()
             for keeper in (watching, expiring, beating):
                 keeper.cancel()
@@ -126,10 +136,18 @@ class Worker:
 
     async def _claimed(self, free: int) -> list[Hold]:
         try:
-            return await self._holds.claim(graphs=self._registry.served(), slots=free)
+            return await self._holds.claim(graphs=await self._served(), slots=free)
         except Exception as error:  # noqa: BLE001  # the next poll tries again; the runs that go on need the worker
             log.warning("claim_failed", reason=translated(error).message)
             return []
+
+    async def _served(self) -> Mapping[GraphVersion, str]:
+        """Whose runs may be claimed. Which versions lie in a range is not for the database to say, so it is asked
+        which there are; where no graph declares a range, a claim is one statement."""
+        if self._announced != self._registry.notice():
+            await self._announce()
+        ranged = self._registry.ranged()
+        return self._registry.served(await self._workers.claimable(ranged) if ranged else ())
 
     async def _foreseen(self) -> float | None:
         """Seconds until a run may be there whose worker was lost: nothing rings when a lease runs out."""
@@ -181,6 +199,19 @@ class Worker:
         if overdue:
             self._wake.ring()
 
+    async def _announce(self) -> None:
+        notice = self._registry.notice()
+        with patient(self._seconds_to_linger):
+            await self._workers.announce(self._worker_id, notice, ttl_seconds=2.5 * self._terms.presence_seconds)
+        self._announced = notice
+
+    async def _leave(self) -> None:
+        try:
+            with patient(self._seconds_to_linger):
+                await self._workers.leave(self._worker_id)
+        except Exception as error:  # noqa: BLE001  # then it is forgotten in time
+            log.warning("leave_failed", reason=translated(error).message)
+
     async def _every(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(seconds)
@@ -194,6 +225,7 @@ class Worker:
         for job in self._jobs:
             job.control.request_drain("the worker is shutting down")
         await reach(Mark.DRAIN_BEGUN)
+        await self._leave()  # it takes nothing new, so nobody must count on it
         tasks = [job.task for job in self._jobs]
         if tasks:
             await asyncio.wait(tasks, timeout=self._terms.grace_seconds)

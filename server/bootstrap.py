@@ -181,6 +181,7 @@ def _worker(settings: Settings, doors: Doors, registry: Registry, wake: Wake, da
         holds=Holds(doors.store.leases, heart, worker_id, lease),
         registry=registry,
         approvals=doors.store.approvals,
+        workers=doors.store.workers,
         wake=wake,
         terms=WorkerTerms(slots=settings.worker.slots, lease=lease),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from holdfast.contracts.chain import Verification
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, InvalidRequest, TimedOut
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run, RunResult, RunStatus
+from holdfast.policies.compatibility import unserved
 from holdfast.runtime.runtime import RunHandle, Runtime
 from holdfast.server import documents, render
 from holdfast.server.bootstrap import database_url, open_runtime
@@ -77,10 +78,12 @@ async def listing(session: Session, *, tenant: str | None, status: str | None, t
     chosen = session.settings.tenant_or_default(tenant)
     async with session.runtime() as runtime:
         found = await runtime.runs(tenant=chosen, thread=thread, status=status)
+        nobodys = await _unserved(runtime, found)
     if session.as_json:
-        render.json_document(session.console, [documents.run_document(run) for run in found])
+        documented = [documents.run_document(run) | {"served": run not in nobodys} for run in found]
+        render.json_document(session.console, documented)
     else:
-        render.runs(session.console, found)
+        render.runs(session.console, found, unserved=nobodys)
     return Exit.OK
 
 
@@ -155,7 +158,7 @@ async def decide(
     async with session.runtime(worker=wait) as runtime:
         approval = await runtime.decide(approval_id, decision, by=by, args=args, message=message, value=value)
         run = (await runtime.show(approval.run_id, tenant=approval.tenant_id)).run
-        obstacle = _obstacle(runtime, run) if wait else "it goes on when a worker is there"
+        obstacle = await _obstacle(runtime, run) if wait else "it goes on when a worker is there"
         if obstacle is None:
             handle = await runtime.run(run.run_id, tenant=approval.tenant_id)
             return await see_through(session, runtime, handle)
@@ -244,6 +247,14 @@ async def work(session: Session) -> Exit:
     return Exit.OK
 
 
+async def _unserved(runtime: Runtime, runs: Sequence[Run]) -> list[Run]:
+    """The runs that wait for a worker, and that no worker that is there goes on with."""
+    waiting = [run for run in runs if run.status in {RunStatus.QUEUED, RunStatus.RUNNING} and not run.attached]
+    served = [graph for worker in await runtime.store.workers.alive() for graph in worker.serves]
+    nobodys = unserved((run.version for run in waiting), served)
+    return [run for run in waiting if run.version in nobodys]
+
+
 async def see_through(session: Session, runtime: Runtime, handle: RunHandle) -> Exit:
     """Stay until the run rests, and show how it stands then."""
     result = await (_watch(session.console, runtime, handle) if session.watched else handle.result())
@@ -274,7 +285,7 @@ async def _watch(console: Console, runtime: Runtime, handle: RunHandle) -> RunRe
             status.update(render.draining(await runtime.show(handle.run_id, tenant=handle.tenant_id)))
 
 
-def _obstacle(runtime: Runtime, run: Run) -> str | None:
+async def _obstacle(runtime: Runtime, run: Run) -> str | None:
     """Why this process cannot carry the run on; None when it can, and then its graph is registered."""
     if run.attached:
         return "the program that hosts it goes on with it"
@@ -282,6 +293,11 @@ def _obstacle(runtime: Runtime, run: Run) -> str | None:
         runtime.register(read_catalog().load(run.graph_name))
     except HoldfastError as error:
         return f"another worker must go on with it, for here {error.message}"
+    if not await runtime.serves(run.run_id, tenant=run.tenant.tenant_id):
+        return (
+            f"another worker must go on with it, for it was started by version {run.graph_version} of its graph; "
+            f"{render.UNSERVED}"
+        )
     return None
 
 

@@ -3,9 +3,10 @@
 import asyncio
 import os
 import platform
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,10 @@ from holdfast.checkpoints import migrating
 from holdfast.checkpoints.vault import cipher
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import HoldfastError
-from holdfast.contracts.runs import GraphVersion, RunStatus
+from holdfast.contracts.runs import GraphVersion
+from holdfast.contracts.workers import LiveWorker, ServedGraph, WantedVersion
+from holdfast.policies.compatibility import unserved
 from holdfast.policies.permissions import CedarPolicy
-from holdfast.runtime.runtime import Runtime
 from holdfast.server import render
 from holdfast.server.bootstrap import open_runtime
 from holdfast.server.catalog import Catalog, read_catalog
@@ -30,6 +32,7 @@ from holdfast.server.encryption import encryption
 from holdfast.server.exits import Exit
 from holdfast.server.raw_clients import raw_clients
 from holdfast.server.settings import Settings, load_settings, unknown_variables
+from holdfast.server.versions import versions, versions_elsewhere
 
 ROOMS = ("contracts", "policies", "telemetry", "checkpoints", "gateway", "nodes", "graphs", "runtime", "server")
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -41,7 +44,6 @@ _PROVIDERS = {
 }
 
 
-_SERVE_IT = "start a worker with the code they were started with, or cancel them"
 _THROUGH_THE_DOOR = "call models through runtime.context.models or LangChain, or they are neither limited nor recorded"
 
 
@@ -82,6 +84,8 @@ async def _checks() -> AsyncIterator[Check]:
     yield found
     for name in catalog:
         yield _graph(catalog, name)
+    if catalog.refs:
+        yield _versions(versions(catalog), await versions_elsewhere())
     async for check in _database(settings, catalog):
         yield check
 
@@ -204,7 +208,9 @@ async def _database(settings: Settings, catalog: Catalog) -> AsyncIterator[Check
         async with open_runtime(settings, serve=False) as runtime:
             yield Check("database", "ok", "reachable, its schema is of this version, row-level security holds")
             yield await _schema(settings)
-            yield await _queue(runtime, settings, catalog)
+            alive = await runtime.store.workers.alive()
+            yield _workers(alive)
+            yield _queue(await runtime.store.workers.wanted(), alive, catalog)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is what this check has found
         found = translated(error).message
         yield Check("database", "fail", found + _pooler_hint(settings, found))
@@ -227,22 +233,48 @@ def _pooler_hint(settings: Settings, said: str) -> str:
     return ""
 
 
-async def _queue(runtime: Runtime, settings: Settings, catalog: Catalog) -> Check:
-    waiting = [
-        run
-        for tenant in settings.all_tenants()
-        for run in await runtime.runs(tenant=tenant.tenant_id, status=RunStatus.QUEUED)
-    ]
-    served = set(_served(catalog))
-    orphans = sorted({(run.graph_name, run.graph_version) for run in waiting} - served)
-    if orphans:
-        names = ", ".join(f"{name} (version {version})" for name, version in orphans)
-        return Check("queue", "warn", f"runs of {names} wait, and that version is not here: {_SERVE_IT}")
-    return Check("queue", "ok", f"{len(waiting)} runs wait")
+def _versions(here: Mapping[str, str], elsewhere: Mapping[str, str]) -> Check:
+    differ = sorted(name for name in here.keys() & elsewhere.keys() if here[name] != elsewhere[name])
+    if differ:
+        return Check(
+            "versions",
+            "warn",
+            f"{', '.join(differ)}: another version in every process, so nobody goes on with its runs; its code holds "
+            "values that differ (an id, a time). Name one: govern(…, version=…)",
+        )
+    return Check("versions", "ok", ", ".join(f"{name} {version}" for name, version in here.items()) or "none")
 
 
-def _served(catalog: Catalog) -> Iterator[GraphVersion]:
+def _workers(alive: Sequence[LiveWorker]) -> Check:
+    if not alive:
+        return Check("workers", "ok", "none is there; `holdfast worker` starts one")
+    served = sorted({f"{graph.name} ({graph.version})" for worker in alive for graph in worker.serves})
+    return Check("workers", "ok", f"{len(alive)} there, serving {', '.join(served) or 'no graph'}")
+
+
+def _queue(wanted: Sequence[WantedVersion], alive: Sequence[LiveWorker], catalog: Catalog) -> Check:
+    versions = {GraphVersion(each.name, each.version): each for each in wanted}
+    nobodys = unserved(versions, [graph for worker in alive for graph in worker.serves])
+    if not nobodys:
+        return Check("queue", "ok", f"{sum(each.queued for each in wanted)} runs wait")
+    here = list(_served(catalog))
+    told = (_told(versions[each], is_here=not unserved([each], here)) for each in sorted(nobodys))
+    return Check("queue", "warn", "; ".join(told))
+
+
+def _told(wanted: WantedVersion, *, is_here: bool) -> str:
+    """A version that open runs need and nobody serves, and what to do."""
+    counts = {"queued": wanted.queued, "running": wanted.running, "interrupted": wanted.interrupted}
+    runs = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+    since = wanted.oldest_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+    todo = "the code here can: start `holdfast worker`" if is_here else render.UNSERVED
+    return (
+        f"no worker that is there serves version {wanted.version} of {wanted.name} ({runs}, the oldest since "
+        f"{since} UTC): {todo}"
+    )
+
+
+def _served(catalog: Catalog) -> Iterator[ServedGraph]:
     for name in catalog:
         with suppress(HoldfastError):  # said by its own check
-            governance = catalog.load(name).governance
-            yield GraphVersion(governance.name, governance.version)
+            yield catalog.load(name).governance.served

@@ -54,6 +54,8 @@ def report_document(report: RunReport) -> Document:
     """A run with its budget, calls and approvals."""
     return {
         **run_document(report.run),
+        "served_by": report.served_by,
+        "served": report.served,
         "usage": report.budget.spent.model_dump(mode="json"),
         "reserved": report.budget.reserved.model_dump(mode="json"),
         "calls": [call_document(each) for each in report.calls],

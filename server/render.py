@@ -41,6 +41,9 @@ _SHOWN_FACTS = (
     *("error_type", "reason", "message", "input_tokens", "output_tokens", "cost_usd", "latency_ms"),
 )
 
+UNSERVED = "start a worker with that code, declare the version in govern(…, compatible=…), or cancel the run"
+"""What to do about a run that no worker goes on with."""
+
 
 def json_document(console: Console, document: Any) -> None:
     """One JSON document, and nothing else."""
@@ -64,8 +67,8 @@ def json_line(console: Console, document: Any) -> None:
     console.print(json.dumps(document, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
 
 
-def runs(console: Console, found: Sequence[Run]) -> None:
-    """A line for each run."""
+def runs(console: Console, found: Sequence[Run], *, unserved: Sequence[Run] = ()) -> None:
+    """A line for each run; those in `unserved` are said to wait for a worker that is not there."""
     if not found:
         console.print("no runs")
         return
@@ -76,10 +79,14 @@ def runs(console: Console, found: Sequence[Run]) -> None:
     for run in found:
         cause = run.cause.error_type.value if run.cause is not None else ("asks" if run.next_action else "")
         cause = "dead: its workers were lost" if run.dead else cause
+        if run in unserved:
+            cause = f"no worker for version {run.graph_version}"
         admitted = run.created_at.astimezone(UTC).strftime("%m-%d %H:%M")
         thread = (run.thread_key if run.thread_key != run.run_id else "",) if named else ()
         table.add_row(run.run_id, _status(run.status), run.graph_name, *thread, admitted, Text(cause))
     console.print(table)
+    if unserved:
+        console.print(Text(f"\nno worker that is there goes on with {_those(unserved)}: {UNSERVED}"), soft_wrap=True)
 
 
 def report(console: Console, report: RunReport) -> None:
@@ -89,7 +96,7 @@ def report(console: Console, report: RunReport) -> None:
         console,
         {
             "run": run.run_id,
-            "graph": f"{run.graph_name} (version {run.graph_version})",
+            "graph": f"{run.graph_name} (version {run.graph_version}){_served_by(report)}",
             "tenant": run.tenant.tenant_id + (f", for {run.tenant.user_id}" if run.tenant.user_id else ""),
             "thread": run.thread_key,
             "status": Text.assemble(_status(run.status), ": dead") if run.dead else _status(run.status),
@@ -104,6 +111,9 @@ def report(console: Console, report: RunReport) -> None:
     if report.approvals:
         console.print()
         approvals(console, report.approvals)
+    if not report.served:
+        what = f"no worker that is there goes on with version {run.graph_version} of {run.graph_name}"
+        console.print(Text(f"\n{what}: {UNSERVED}"), soft_wrap=True)
     _ending(console, run.output, _advice(run), None if run.cause is None else _cause(run.cause))
 
 
@@ -279,6 +289,17 @@ def _cause(cause: RuntimeErrorRecord) -> str:
     """What ended the run, and where: the type, the step, the words, and the line that raised it where one did."""
     place = cause.metadata.get("raised_at")
     return f"{cause.error_type.value} in {cause.step_name}: {cause.message}" + (f"\n  at {place}" if place else "")
+
+
+def _served_by(report: RunReport) -> str:
+    if report.served_by in {None, report.run.graph_version}:
+        return ""
+    return f", last served by version {report.served_by}"
+
+
+def _those(runs: Sequence[Run]) -> str:
+    versions = sorted({run.version for run in runs})
+    return ", ".join(f"version {each.version} of {each.name}" for each in versions)
 
 
 def _count(number: int, what: str) -> str:

@@ -12,6 +12,7 @@ from holdfast.testing.memory_calls import MemoryJournal, MemoryLedger
 from holdfast.testing.memory_inbox import MemoryApprovals, MemoryEvents, MemoryTenants
 from holdfast.testing.memory_runs import MemoryHeartbeat, MemoryLeases, MemoryRuns
 from holdfast.testing.memory_state import MemoryState
+from holdfast.testing.memory_workers import MemoryWorkers
 
 
 class MemoryStore:
@@ -27,6 +28,7 @@ class MemoryStore:
         self.events = MemoryEvents(state)
         self.approvals = MemoryApprovals(state)
         self.tenants = MemoryTenants(state)
+        self.workers = MemoryWorkers(state)
 
     def heartbeat(self, *, within_seconds: float) -> MemoryHeartbeat:
         return MemoryHeartbeat(self._state)

@@ -206,6 +206,10 @@ class MemoryEvents:
         log = self._state.tables.events.get(run_id, ())
         return page([event for event in log if event.tenant_id == tenant_id], after=after, limit=limit)
 
+    async def latest(self, tenant_id: TenantId, run_id: RunId, kind: EventKind) -> Event | None:
+        log = reversed(self._state.tables.events.get(run_id, ()))
+        return next((event for event in log if event.tenant_id == tenant_id and event.kind is kind), None)
+
     async def links(self, tenant_id: TenantId, run_id: RunId, *, after: int = 0, limit: int = 1000) -> Sequence[Link]:
         tables = self._state.tables
         if run_id not in tables.runs or tables.runs[run_id].run.tenant.tenant_id != tenant_id:

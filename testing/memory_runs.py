@@ -106,6 +106,20 @@ class MemoryRuns:
                 self._state.write(run_id, EventDraft(kind=EventKind.RUN_CANCELLED, payload=asked.facts))
             return self._state.run_of(self._state.tables.runs[run_id])
 
+    async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, served_by: str) -> Run:
+        if not principal.may_act_for(tenant_id):
+            raise NotFound(f"tenant {tenant_id!r} has no run {run_id}")
+        with self._state.commit():
+            run = self._state.run_row(tenant_id, run_id).run
+            if not run.attached or run.status is not RunStatus.INTERRUPTED:
+                raise Conflict(f"run {run_id} is {run.status}; only an attached run that rests goes on in its host")
+            epoch, attempt = run.epoch + 1, run.attempt + 1
+            self._state.change_run(run_id, status=RunStatus.RUNNING, epoch=epoch, attempt=attempt, next_action=None)
+            self._state.start_clock(run_id)
+            facts = {"epoch": epoch, "attempt": attempt, "graph_version": served_by}
+            self._state.write(run_id, EventDraft(kind=EventKind.RUN_CLAIMED, payload=facts))
+            return self._state.run_of(self._state.tables.runs[run_id])
+
     async def begin_step(self, owner: Owner, *, node: str, task_id: str, event: EventDraft) -> bool:
         with self._state.commit() as tables:
             row = self._state.hold(owner)
@@ -296,7 +310,7 @@ class MemoryLeases:
         worker_id: str,
         *,
         tenants: Sequence[TenantId] | None,
-        graphs: Sequence[GraphVersion],
+        graphs: Mapping[GraphVersion, str],
         slots: int,
         ttl_seconds: float,
     ) -> Sequence[RunClaim]:
@@ -307,7 +321,8 @@ class MemoryLeases:
                 if (row.run.graph_name, row.run.graph_version) in graphs
                 and (tenants is None or row.run.tenant.tenant_id in tenants)
             ]
-            return [self._take(worker_id, run, ttl_seconds) for run in wanted[:slots]]
+            served_by = [graphs[GraphVersion(run.graph_name, run.graph_version)] for run in wanted[:slots]]
+            return [self._take(worker_id, run, by, ttl_seconds) for run, by in zip(wanted, served_by, strict=False)]
 
     async def seconds_to_next_expiry(self) -> float | None:
         now = self._state.clock.monotonic()
@@ -328,7 +343,7 @@ class MemoryLeases:
         lease = self._state.tables.leases.get(run.run_id)
         return lease is None or lease.expires_at <= self._state.clock.monotonic()
 
-    def _take(self, worker_id: str, run: Run, ttl_seconds: float) -> RunClaim:
+    def _take(self, worker_id: str, run: Run, served_by: str, ttl_seconds: float) -> RunClaim:
         state, epoch = self._state, run.epoch + 1
         state.tables.leases[run.run_id] = Lease(
             worker_id=worker_id, epoch=epoch, expires_at=state.clock.monotonic() + ttl_seconds
@@ -343,7 +358,7 @@ class MemoryLeases:
             started_at=run.started_at or state.now(),
         )
         state.tables.runs[run.run_id] = row = replace(row, answers_seen=state.answers(run.run_id))
-        claimed = {"worker_id": worker_id, "epoch": epoch, "attempt": row.run.attempt}
+        claimed = {"worker_id": worker_id, "epoch": epoch, "attempt": row.run.attempt, "graph_version": served_by}
         state.write(run.run_id, EventDraft(kind=EventKind.RUN_CLAIMED, payload=claimed))
         return RunClaim(
             run_id=run.run_id,
@@ -351,6 +366,7 @@ class MemoryLeases:
             claimed_until=state.after(ttl_seconds),
             heartbeat_at=state.now(),
             run=state.run_of(row),
+            served_by=served_by,
         )
 
 

@@ -19,6 +19,7 @@ from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner, Run, RunStatus
 from holdfast.contracts.tenancy import Tenant
+from holdfast.contracts.workers import LiveWorker
 
 _Item = TypeVar("_Item")
 
@@ -29,6 +30,15 @@ class Lease:
 
     worker_id: str
     epoch: int
+    expires_at: float
+    """On the store's monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """A worker that said that it is there."""
+
+    worker: LiveWorker
     expires_at: float
     """On the store's monotonic clock."""
 
@@ -83,6 +93,7 @@ class Tables:
     salts: dict[ThreadId, str] = field(default_factory=dict)
     runs: dict[RunId, RunRow] = field(default_factory=dict)
     leases: dict[RunId, Lease] = field(default_factory=dict)
+    workers: dict[str, Presence] = field(default_factory=dict)
     budgets: dict[BudgetId, BudgetRow] = field(default_factory=dict)
     shares: dict[tuple[ThreadId, str], BudgetId] = field(default_factory=dict)
     calls: dict[CallId, CallRow] = field(default_factory=dict)

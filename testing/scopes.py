@@ -109,7 +109,7 @@ async def _claimed(store: Store, tenant: TenantContext, limits: Limits, thread_k
         )
     )
     claims = await store.leases.claim(
-        "worker-1", tenants=[tenant.tenant_id], graphs=[GraphVersion(graph, "1")], slots=1, ttl_seconds=3600
+        "worker-1", tenants=[tenant.tenant_id], graphs={GraphVersion(graph, "1"): "1"}, slots=1, ttl_seconds=3600
     )
     return claims[0]
 

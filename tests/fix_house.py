@@ -26,6 +26,8 @@ from holdfast.contracts.tenancy import Principal, Tenant, TenantContext
 from holdfast.runtime.entropy import SystemIds
 
 DESK = GraphVersion("desk", "1")
+SERVED = {DESK: "1"}
+"""What a worker of the desk serves, and the version whose code does."""
 DANA = Principal(user_id="dana", tenants=(TenantId("acme"),))
 ENDED = {
     RunStatus.COMPLETED: EventKind.RUN_COMPLETED,
@@ -68,7 +70,7 @@ class House:
         return RunRequest(**standard | changes)
 
     async def claim_one(self, worker_id: str = "first", *, ttl_seconds: float = 30.0) -> RunClaim:
-        claims = await self.leases.claim(worker_id, tenants=None, graphs=[DESK], slots=1, ttl_seconds=ttl_seconds)
+        claims = await self.leases.claim(worker_id, tenants=None, graphs=SERVED, slots=1, ttl_seconds=ttl_seconds)
         assert len(claims) == 1
         return claims[0]
 

@@ -77,7 +77,7 @@ class Desk:
         [claim] = await self.store.leases.claim(
             "here",
             tenants=None,
-            graphs=[GraphVersion(graph.governance.name, graph.governance.version)],
+            graphs={GraphVersion(graph.governance.name, graph.governance.version): graph.governance.version},
             slots=1,
             ttl_seconds=60.0,
         )

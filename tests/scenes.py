@@ -97,7 +97,7 @@ class Scene:
 
     async def claim(self, worker: str = "worker-1", *, slots: int = 10, ttl: float = 3600, tenants=None):
         return await self.store.leases.claim(
-            worker, tenants=tenants, graphs=[GraphVersion(self.graph, "1")], slots=slots, ttl_seconds=ttl
+            worker, tenants=tenants, graphs={GraphVersion(self.graph, "1"): "1"}, slots=slots, ttl_seconds=ttl
         )
 
     async def renew(self, worker: str, owners, *, ttl_seconds: float):

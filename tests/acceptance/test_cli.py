@@ -255,7 +255,7 @@ def test_the_doctor_finds_a_sound_project_sound(project: Project) -> None:
     assert {check["what"]: check["status"] for check in answer.json} == dict.fromkeys(
         (
             *("packages", "layout", "settings", "policies", "models", "embedded"),
-            *("graphs", "graph", "database", "schema", "queue"),
+            *("graphs", "graph", "versions", "database", "schema", "keys", "workers", "queue"),
         ),
         "ok",
     )
@@ -273,7 +273,7 @@ def test_the_doctor_says_what_is_amiss_and_what_to_do(project: Project, monkeypa
     assert re.search(r"warn +settings +HOLDFAST_MODLE", answer.out)
     assert re.search(r"warn +models +openai: OPENAI_API_KEY is not set", answer.out)
     assert re.search(r"fail +graph +graph 'lost': absent cannot be imported", answer.out)
-    assert re.search(r"warn +queue +runs of asker \(version \w+\) wait", answer.out)
+    assert re.search(r"warn +queue +no worker that is there serves version code-\w+ of asker \(1 queued", answer.out)
 
 
 def test_help_lists_the_commands_and_the_exit_codes(project: Project) -> None:

@@ -232,7 +232,7 @@ async def test_claim_that_was_long_in_coming_is_no_shorter_for_it(office: Office
         beating = asyncio.create_task(heart.live(news=lambda: None))
         async with await psycopg.AsyncConnection.connect(office.urls.admin) as conn:
             await conn.execute("lock table leases in access exclusive mode")
-            claiming = asyncio.create_task(holds.claim(graphs=[served], slots=1))
+            claiming = asyncio.create_task(holds.claim(graphs={served: served.version}, slots=1))
             while boot_seconds() < began + terms.ttl_seconds:  # noqa: ASYNC110  # as long as the claim was good for
                 await asyncio.sleep(0.02)
             answered = boot_seconds()

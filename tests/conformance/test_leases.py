@@ -25,7 +25,7 @@ async def test_a_claim_moves_the_epoch_and_the_attempt_and_writes_its_event(scen
     assert claim.heartbeat_at < claim.claimed_until
     [_, claimed] = await scene.store.events.read("acme", run.run_id)
     assert (claimed.kind, claimed.attempt) == (EventKind.RUN_CLAIMED, 1)
-    assert claimed.payload == {"worker_id": "worker-7", "epoch": 1, "attempt": 1}
+    assert claimed.payload == {"worker_id": "worker-7", "epoch": 1, "attempt": 1, "graph_version": "1"}
 
 
 async def test_the_oldest_are_claimed_first_and_no_more_than_there_are_slots_for(scene: Scene):
@@ -38,10 +38,8 @@ async def test_the_oldest_are_claimed_first_and_no_more_than_there_are_slots_for
 async def test_only_the_graphs_and_tenants_that_are_asked_for_are_claimed(scene: Scene):
     await queue(scene)
     other = await queue(scene, "other")
-    assert (
-        list(await scene.store.leases.claim("w", tenants=None, graphs=[GraphVersion("x", "1")], slots=9, ttl_seconds=9))
-        == []
-    )
+    other_graph = {GraphVersion("x", "1"): "1"}
+    assert not await scene.store.leases.claim("w", tenants=None, graphs=other_graph, slots=9, ttl_seconds=9)
     assert list(await scene.claim(tenants=[])) == []
     assert [claim.run_id for claim in await scene.claim(tenants=["other"])] == [other.run_id]
     assert len(await scene.claim()) == 1
@@ -140,6 +138,6 @@ async def test_a_run_of_another_version_waits_for_a_worker_that_has_it(scene):
     assert list(await scene.claim()) == []
 
     [claim] = await scene.store.leases.claim(
-        "newer", tenants=None, graphs=[GraphVersion(scene.graph, "2")], slots=1, ttl_seconds=9
+        "newer", tenants=None, graphs={GraphVersion(scene.graph, "2"): "2"}, slots=1, ttl_seconds=9
     )
     assert claim.run_id == run.run_id

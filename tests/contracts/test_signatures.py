@@ -15,6 +15,9 @@ NO_TENANT_DATA = {"Ids", "Dice", "Store"}
 FOR_NOBODY = {
     "Leases.seconds_to_next_expiry": "a time; whose lease it is, is not told",
     "Heartbeat.close": "gives a connection back",
+    "Workers.alive": "whose workers they are is no tenant's affair",
+    "Workers.wanted": "names of graphs and numbers of runs, for whoever operates",
+    "Workers.claimable": "names of graphs, for a worker of the process",
 }
 PORTS = [
     c
@@ -60,4 +63,5 @@ def test_the_walk_sees_the_ports():
         "Events",
         "Approvals",
         "Tenants",
+        "Workers",
     }

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.approvals import ApprovalStatus
-from holdfast.contracts.errors import BudgetExceeded, NotGoverned, PolicyDenied
+from holdfast.contracts.errors import BudgetExceeded, Conflict, NotGoverned, PolicyDenied
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import RunStatus
@@ -56,9 +56,10 @@ def nothing_paid():
     paid.clear()
 
 
-def graph_of(node, saver=None, **options):
+def graph_of(node, saver=None, *, terms=None, **options):
     builder = StateGraph(State, context_schema=RunContext).add_node("node", node).add_edge(START, "node")
-    return govern(builder.compile(checkpointer=saver, **options), name="hosted", tools=[pay, look])
+    compiled = builder.compile(checkpointer=saver, **options)
+    return govern(compiled, **{"name": "hosted", "tools": [pay, look]} | (terms or {}))
 
 
 async def paying(state: State, runtime: Runtime[RunContext]) -> dict:
@@ -155,6 +156,31 @@ async def test_host_that_resumes_by_itself_is_recorded_as_deciding_and_goes_on_w
 
 def decided(kind: str, **parts: Any) -> dict[str, Any]:
     return {"decisions": [{"type": kind, **parts}]}
+
+
+async def test_run_that_rests_is_gone_on_with_by_compatible_code_alone(hosted):
+    async def asking(state: State) -> dict:
+        return {"log": [interrupt("sure?")]}
+
+    host, saver = await hosted(), InMemorySaver()
+    with host.registered():
+        asked = await graph_of(asking, saver, terms={"version": "2.0"}).ainvoke({"x": "1"}, THREAD)
+        answer = Command(resume={asked["__interrupt__"][0].id: "yes"})
+        for other in (
+            {"version": "2.1"},
+            {"version": "2.1", "compatible": ">=2.1"},
+            {"name": "else", "version": "2.0"},
+        ):
+            with pytest.raises(Conflict, match=r"version '2\.0'.*compatible=…\), or cancel it"):
+                await graph_of(asking, saver, terms=other).ainvoke(answer, THREAD)
+        [run] = await host.runs()
+        assert (run.status, run.attempt) == (RunStatus.INTERRUPTED, 1), "it rests as before"
+        fit = graph_of(asking, saver, terms={"version": "2.1", "compatible": ">=2.0,<3"})
+        assert (await fit.ainvoke(answer, THREAD))["log"] == ["yes"]
+    [run] = await host.runs()
+    assert (run.status, run.graph_version, run.attempt) == (RunStatus.COMPLETED, "2.0", 2)
+    claimed = await host.desk.store.events.latest(ACME, run.run_id, EventKind.RUN_CLAIMED)
+    assert claimed.payload["graph_version"] == "2.1"
 
 
 async def test_each_answer_of_a_host_has_its_effect(hosted):

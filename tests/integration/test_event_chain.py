@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import psycopg
 import pytest
 from fix_database import DatabaseUrls
-from fix_house import DANA, DESK, House, event
+from fix_house import DANA, SERVED, House, event
 
 from holdfast.checkpoints.events import Entry, write_entries
 from holdfast.checkpoints.migrating import upgrade
@@ -83,7 +83,7 @@ async def test_events_of_many_runs_written_together_are_chained_each_to_its_own(
 async def test_claims_of_several_tenants_are_written_together(house: House) -> None:
     run = await house.runs.admit(house.request())
     await house.runs.admit(house.request(tenant="bolt"))
-    claims = await house.leases.claim("first", tenants=None, graphs=[DESK], slots=5, ttl_seconds=30)
+    claims = await house.leases.claim("first", tenants=None, graphs=SERVED, slots=5, ttl_seconds=30)
     assert {claim.run.tenant.tenant_id for claim in claims} == {"acme", "bolt"}
     assert len(await hashes(house, run.run_id)) == 2
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fix_house import DESK, House, event
+from fix_house import SERVED, House, event
 
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import RunId, TenantId
@@ -10,7 +10,7 @@ from holdfast.contracts.runs import RunClaim, RunStatus
 
 
 async def claim(house: House, worker: str, *, slots: int = 1, tenants: list[TenantId] | None = None) -> list[RunClaim]:
-    return list(await house.leases.claim(worker, tenants=tenants, graphs=[DESK], slots=slots, ttl_seconds=30))
+    return list(await house.leases.claim(worker, tenants=tenants, graphs=SERVED, slots=slots, ttl_seconds=30))
 
 
 async def let_leases_run_out(house: House) -> None:

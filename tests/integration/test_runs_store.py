@@ -5,7 +5,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 
 import pytest
-from fix_house import DANA, DESK, House, event
+from fix_house import DANA, SERVED, House, event
 
 from holdfast.contracts.errors import (
     AdmissionRefused,
@@ -93,7 +93,7 @@ async def test_attached_run_is_born_running_and_passes_by_the_queue(house: House
     await house.tenants.put(Tenant(tenant_id=TenantId("acme"), max_queued=0))
     run = await house.runs.admit(house.request(attached=True))
     assert (run.status, run.epoch, run.attempt, run.attached) == (RunStatus.RUNNING, 1, 1, True)
-    assert await house.leases.claim("w", tenants=None, graphs=[DESK], slots=3, ttl_seconds=30) == ()
+    assert await house.leases.claim("w", tenants=None, graphs=SERVED, slots=3, ttl_seconds=30) == ()
 
 
 async def test_unknown_tenant_is_not_found(house: House) -> None:
@@ -177,7 +177,7 @@ async def test_queued_run_is_cancelled_at_once_and_never_claimed(house: House) -
     assert cancelled.finished_at is not None
     assert cancelled.cause is not None
     assert cancelled.cause.error_type is ErrorType.CANCELLATION
-    assert await house.leases.claim("w", tenants=None, graphs=[DESK], slots=3, ttl_seconds=30) == ()
+    assert await house.leases.claim("w", tenants=None, graphs=SERVED, slots=3, ttl_seconds=30) == ()
     assert await house.kinds(run.run_id) == ["run.admitted", "run.cancel_requested", "run.cancelled"]
     with pytest.raises(Conflict, match="cancelled already"):
         await house.runs.request_cancel(DANA, TenantId("acme"), run.run_id, reason="again")
@@ -197,7 +197,7 @@ async def test_cancel_and_claim_at_once_leave_one_owner_or_none(house: House) ->
     for _ in range(8):
         run = await house.runs.admit(house.request())
         claims, cancelled = await asyncio.gather(
-            house.leases.claim("w", tenants=None, graphs=[DESK], slots=1, ttl_seconds=30),
+            house.leases.claim("w", tenants=None, graphs=SERVED, slots=1, ttl_seconds=30),
             house.runs.request_cancel(DANA, TenantId("acme"), run.run_id, reason="race"),
         )
         stands = await house.runs.get(TenantId("acme"), run.run_id)
@@ -329,7 +329,7 @@ async def test_finish_and_a_takeover_at_once_leave_one_truth(house: House) -> No
         await house.shift("update leases set expires_at = clock_timestamp() - interval '1 second'")
         ended, taken = await asyncio.gather(
             house.end(claim),
-            house.leases.claim("second", tenants=None, graphs=[DESK], slots=1, ttl_seconds=30),
+            house.leases.claim("second", tenants=None, graphs=SERVED, slots=1, ttl_seconds=30),
             return_exceptions=True,
         )
         stands = await house.runs.get(TenantId("acme"), run.run_id)
@@ -346,11 +346,11 @@ async def test_attached_run_that_rests_goes_on_in_its_host_alone(house: House) -
     run = await house.runs.admit(house.request(attached=True, limits=Limits(deadline_seconds=100)))
     owner = house.attached(run)
     with pytest.raises(Conflict, match="running"):
-        await house.runs.reattach(DANA, TenantId("acme"), run.run_id)
+        await house.runs.reattach(DANA, TenantId("acme"), run.run_id, served_by="1")
     await house.shift("update runs set deadline_at = clock_timestamp() + interval '40 seconds'")
     await house.runs.rest(owner, next_action="decide", event=event(EventKind.RUN_INTERRUPTED))
     await house.shift("update runs set remaining_ms = 7000")
-    again = await house.runs.reattach(DANA, TenantId("acme"), run.run_id)
+    again = await house.runs.reattach(DANA, TenantId("acme"), run.run_id, served_by="1")
     assert (again.status, again.epoch, again.attempt, again.next_action) == (RunStatus.RUNNING, 2, 2, None)
     assert again.remaining_seconds is not None
     assert 5 < again.remaining_seconds <= 7
@@ -358,7 +358,7 @@ async def test_attached_run_that_rests_goes_on_in_its_host_alone(house: House) -
         await house.events.append(owner, [event(EventKind.NODE_STARTED)])
     await house.events.append(house.attached(again), [event(EventKind.NODE_STARTED)])
     with pytest.raises(NotFound):
-        await house.runs.reattach(DANA, TenantId("bolt"), run.run_id)
+        await house.runs.reattach(DANA, TenantId("bolt"), run.run_id, served_by="1")
 
 
 async def test_attached_run_is_fenced_by_its_own_state(house: House) -> None:
