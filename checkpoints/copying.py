@@ -5,7 +5,7 @@ What comes after the checkpoint stays behind, and so does what its own tasks wro
 
 from holdfast.checkpoints.database import Connection
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.resealing import move_sealed
+from holdfast.checkpoints.resealing import seal_thread
 from holdfast.checkpoints.sealed_rows import SealedRows
 from holdfast.checkpoints.vault import Vault
 from holdfast.contracts.errors import NotFound
@@ -30,4 +30,4 @@ async def copy_history(
     await conn.execute(_SQL["copy_earlier_writes"], rows)
     if vault is not None:
         async with conn.cursor() as cursor:
-            await move_sealed(cursor, SealedRows(vault, tenant_id), source, target)
+            await seal_thread(cursor, SealedRows(vault, tenant_id), target, sealed_for=source)

@@ -1,6 +1,6 @@
-"""Sealing again what stands in the database: for another thread, under another key, or for the first time."""
+"""Sealing again what stands in the database: for the thread that it was copied to, under another key, or for the first
+time."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,61 +16,33 @@ _SQL = load_queries(__name__, "resealing.sql")
 Cursor = AsyncCursor[DictRow]
 
 
-async def copy_sealed(cursor: Cursor, form: SealedRows, source: str, target: str) -> None:
-    """Copy a thread's rows in the caller's transaction, each sealed for its new place."""
-    await _add(cursor, target, await _resealed(cursor, form, source, target))
-
-
-async def move_sealed(cursor: Cursor, form: SealedRows, source: str, target: str) -> None:
-    """Seal for `target`, in the caller's transaction, what was copied there as it stands at `source`."""
-    await _exchange(cursor, target, await _resealed(cursor, form, source, target, found_at=target))
-
-
-async def seal_thread(cursor: Cursor, form: SealedRows, thread: str, *, clear_too: bool) -> None:
-    """Seal a thread's rows with the key in force in the caller's transaction.
+async def seal_thread(
+    cursor: Cursor, form: SealedRows, thread: str, *, sealed_for: str | None = None, clear_too: bool = False
+) -> None:
+    """Seal a thread's rows with the key in force in the caller's transaction; those copied from another thread are
+    still `sealed_for` that one.
 
     Raises `SealBroken` for a row that does not open, and for one in the clear unless `clear_too`: whoever wrote it,
     sealing it would vouch for it.
     """
-    await _exchange(cursor, thread, await _resealed(cursor, form, thread, thread, clear_too=clear_too))
-
-
-async def _exchange(cursor: Cursor, thread: str, rows: Mapping[str, Iterable[dict[str, Any]]]) -> None:
-    for name in ("take_checkpoints", "take_blobs", "take_writes"):
-        await cursor.execute(_SQL[name], {"thread": thread})
-    await _add(cursor, thread, rows)
-
-
-async def _resealed(
-    cursor: Cursor,
-    form: SealedRows,
-    source: str,
-    target: str,
-    *,
-    found_at: str | None = None,
-    clear_too: bool = False,
-) -> Mapping[str, list[dict[str, Any]]]:
-    """New rows for `target` by the queries that add them, made of all that `source` has, or `found_at` of it."""
-    there = found_at or source
-    checkpoints = await _all(cursor, "checkpoints_of_thread", there)
-    blobs = await _all(cursor, "blobs_of_thread", there)
-    writes = await _all(cursor, "writes_of_thread", there)
+    checkpoints = await _all(cursor, "checkpoints_of_thread", thread)
+    blobs = await _all(cursor, "blobs_of_thread", thread)
+    writes = await _all(cursor, "writes_of_thread", thread)
     in_blobs = {(row["checkpoint_ns"], row["channel"], row["version"]) for row in blobs}
-    places = _Places(form, source, target, clear_too)
-    return {
+    places = _Places(form, sealed_for or thread, thread, clear_too)
+    resealed = {
         "add_checkpoint": [places.checkpoint(row, in_blobs) for row in checkpoints],
         "add_blob": [places.blob(row) for row in blobs],
         "add_write": [places.write(row) for row in writes],
     }
+    for name in ("take_checkpoints", "take_blobs", "take_writes"):
+        await cursor.execute(_SQL[name], {"thread": thread})
+    for name, rows in resealed.items():
+        await cursor.executemany(_SQL[name], ({**row, "thread": thread} for row in rows))
 
 
 async def _all(cursor: Cursor, query: str, thread: str) -> list[DictRow]:
     return await (await cursor.execute(_SQL[query], {"thread": thread}, binary=True)).fetchall()
-
-
-async def _add(cursor: Cursor, thread: str, rows: Mapping[str, Iterable[dict[str, Any]]]) -> None:
-    for query, each in rows.items():
-        await cursor.executemany(_SQL[query], ({**row, "thread": thread} for row in each))
 
 
 @dataclass(frozen=True, slots=True)

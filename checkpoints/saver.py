@@ -34,7 +34,7 @@ from holdfast.checkpoints.arrays import NULL, bytes_field, integer_field, text_f
 from holdfast.checkpoints.containment import contains
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.resealing import copy_sealed
+from holdfast.checkpoints.resealing import seal_thread
 from holdfast.checkpoints.rows import Row, Rows
 from holdfast.checkpoints.sealed_rows import ClearRows, SealedRows
 from holdfast.checkpoints.serialization import strict_serializer
@@ -225,11 +225,10 @@ class FencedSaver(AsyncPostgresSaver):
         """
         source, target = str(source_thread_id), str(target_thread_id)
         async with self._fenced(snapshot=True) as cursor:
-            if isinstance(self._form, SealedRows):
-                await copy_sealed(cursor, self._form, source, target)
-                return
             for table in ("copy_checkpoints", "copy_blobs", "copy_writes"):
                 await cursor.execute(_SQL[table], {"source": source, "target": target})
+            if isinstance(self._form, SealedRows):
+                await seal_thread(cursor, self._form, target, sealed_for=source)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         if isinstance(thread_ids, str) or strategy not in PRUNE_STRATEGIES:
