@@ -8,6 +8,7 @@ import pytest
 from holdfast.contracts.errors import ConfigurationError, NotFound
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.tools import Effect
+from holdfast.server.encryption import encryption
 from holdfast.server.settings import load_settings, unknown_variables
 
 FILE = """
@@ -100,6 +101,51 @@ def test_the_database_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.database_url is not None
     assert settings.database_url.get_secret_value().endswith("/holdfast")
     assert "hunter" not in f"{settings!r} {settings}"
+
+
+KEY = "aGlkZGVuIGhpZGRlbiBoaWRkZW4gaGlkZGVuIGhpZGQ="
+
+
+def test_an_encryption_key_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEYS", f'{{"2026-11": "{KEY}"}}')
+    settings = load_settings()
+    wanted = encryption(settings.encryption)
+    assert wanted is not None
+    assert wanted.keyring.seals_with == "2026-11"
+    shown = f"{settings!r} {settings} {settings.model_dump_json()} {settings.encryption!r} {wanted!r}"
+    assert KEY not in shown
+    assert "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("HOLDFAST_ENCRYPTION__KEYS", f'["{KEY}"]', "input should be a valid dictionary"),
+        ("HOLDFAST_ENCRYPTION__KEYS", f'"{KEY}"', "input should be a valid dictionary"),
+        ("HOLDFAST_ENCRYPTION__KEYS", KEY, "error parsing value"),
+        ("HOLDFAST_ENCRYPTION__KEYS", f'{{"a": ["{KEY}"]}}', "input should be a valid string"),
+        ("HOLDFAST_ENCRYPTION__KEYS", f'{{"a": "{KEY}-"}}', "'a' is not base64"),
+        ("HOLDFAST_ENCRYPTION__KEYS", f'{{"a": "{KEY[:20]}"}}', "'a' has 15 bytes and must have 32"),
+        ("HOLDFAST_ENCRYPTION__KEYS", f'{{"a": "{KEY}", "b": "{KEY}"}}', "several encryption keys; say which one"),
+        ("HOLDFAST_ENCRYPTION", f'"{KEY}"', "input should be a valid dictionary"),
+        ("HOLDFAST_ENCRYPTION__KEY_ID", "a", "names 'a', and there are no keys"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused_without_being_quoted(
+    name: str, value: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=complaint) as refused:
+        encryption(load_settings().encryption)
+    assert KEY[:20] not in f"{refused.value} {refused.value.facts}"
+
+
+def test_the_key_to_write_with_is_named_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEYS", f'{{"a": "{KEY}", "b": "{KEY}"}}')
+    monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEY_ID", "b")
+    wanted = encryption(load_settings().encryption)
+    assert wanted is not None
+    assert (wanted.keyring.seals_with, wanted.keyring.key_ids) == ("b", ["a", "b"])
 
 
 def test_each_thing_that_is_wrong_has_a_line_that_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
