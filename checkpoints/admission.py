@@ -11,6 +11,7 @@ from holdfast.checkpoints.database import Connection
 from holdfast.checkpoints.events import Entry, write_entries
 from holdfast.checkpoints.origins import place
 from holdfast.checkpoints.queries import load_queries
+from holdfast.checkpoints.sealed_documents import RUNS, with_json
 from holdfast.checkpoints.tenants import unknown_tenant
 from holdfast.checkpoints.vault import Vault
 from holdfast.contracts.canonical import plain
@@ -76,20 +77,21 @@ async def _require_room(conn: Connection, tenant: Tenant) -> None:
 
 
 async def _insert(conn: Connection, request: RunRequest, *, run_id: RunId, thread_id: str, asked: str) -> None:
-    limits = request.limits
+    limits, tenant_id = request.limits, request.tenant.tenant_id
+    given = {"input": request.input, "context": plain(request.context)}
+    stored = conn.documents.sealed(RUNS, tenant_id, run_id, given)
     admitted = await conn.execute(
         _SQL["admit_run"],
         {
             "run_id": run_id,
-            "tenant_id": request.tenant.tenant_id,
+            "tenant_id": tenant_id,
             "thread_id": thread_id,
             "graph_name": request.graph_name,
             "graph_version": request.graph_version,
             "principal": Jsonb(request.tenant.model_dump(mode="json")),
-            "input": request.input,
             "input_type": request.input_type,
             "request_digest": asked,
-            "context": None if request.context is None else Jsonb(plain(request.context)),
+            **with_json(RUNS, stored),
             "limits": Jsonb(limits.model_dump(mode="json")),
             "deadline_seconds": request.working_seconds,
             "max_attempts": request.max_attempts,

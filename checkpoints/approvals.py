@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, document, event_row
+from holdfast.checkpoints.sealed_documents import APPROVALS, Documents, with_json
 from holdfast.contracts.approvals import Approval, ApprovalRequest, ApprovalStatus, DecisionType, Ruling
 from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import Conflict, InvalidRequest, NotFound
@@ -35,7 +34,7 @@ class PostgresApprovals:
         self._ids = ids
 
     async def ask(self, owner: Owner, request: ApprovalRequest, *, event: EventDraft) -> Approval:
-        columns = _columns(owner, request) | {"approval_id": self._ids.new()}
+        columns = _columns(self._database.documents, owner, request, self._ids.new())
         async with self._database.owned(owner) as conn:
             asked = await _one(conn, "ask_approval", columns)
             if asked is not None:
@@ -53,7 +52,7 @@ class PostgresApprovals:
             return
         approval_id = self._ids.new()
         records = Records(
-            questions=[document(_facts(owner, request) | {"approval_id": approval_id})],
+            questions=[document(_facts(self._database.documents, owner, request, approval_id))],
             events=[event_row(event, owner.attempt, needs=approval_id)],
         )
         self._database.writer.stage(self._database.writer.pen(owner), request.task_id, records)
@@ -73,7 +72,7 @@ class PostgresApprovals:
 
     async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Sequence[Approval]:
         rows = await self._database.reader.approvals(tenant_id, uuid_text(thread_id, what="thread"), task_id)
-        return [approval_from(row) for row in rows]
+        return [_approval(self._database.documents, row) for row in rows]
 
     async def find(
         self,
@@ -116,12 +115,13 @@ class PostgresApprovals:
         approval_id = ApprovalId(uuid_text(approval_id, what="approval"))
         if not principal.may_act_for(tenant_id):
             raise _no_approval(approval_id)
+        stored = self._database.documents.sealed(APPROVALS, tenant_id, approval_id, {"decision": plain(decision)})
         ruled = {
             "approval_id": approval_id,
             "status": _STATUS_OF[ruling.type],
             "decided_by": principal.user_id,
-            "decision": Jsonb(plain(decision)),
             "granted_digest": granted_digest,
+            **with_json(APPROVALS, stored),
         }
         async with self._database.tenant(tenant_id) as conn:
             run = await _lock_run_of(conn, tenant_id, approval_id)
@@ -210,25 +210,26 @@ async def _get(conn: Connection, tenant_id: TenantId, approval_id: ApprovalId) -
 
 async def _one(conn: Connection, query: str, wanted: Mapping[str, Any]) -> Approval | None:
     row = await (await conn.execute(_SQL[query], wanted)).fetchone()
-    return None if row is None else approval_from(row)
+    return None if row is None else _approval(conn.documents, row)
 
 
 async def _all(conn: Connection, query: str, wanted: Mapping[str, Any]) -> Sequence[Approval]:
-    return [approval_from(row) for row in await (await conn.execute(_SQL[query], wanted)).fetchall()]
+    return [_approval(conn.documents, row) for row in await (await conn.execute(_SQL[query], wanted)).fetchall()]
 
 
-def _facts(owner: Owner, request: ApprovalRequest) -> dict[str, Any]:
+def _facts(documents: Documents, owner: Owner, request: ApprovalRequest, approval_id: str) -> dict[str, Any]:
     """The columns of a question, as JSON has them."""
+    asked = {"payload": plain(request.payload), "args": plain(request.args)}
     return {
+        **documents.sealed(APPROVALS, owner.tenant_id, approval_id, asked),
+        "approval_id": approval_id,
         "thread_id": owner.thread_id,
         "interrupt_id": request.interrupt_id,
         "kind": request.kind,
         "node": request.node,
         "task_id": request.task_id,
-        "payload": plain(request.payload),
         "allowed": list(request.allowed),
         "tool_name": request.tool_name,
-        "args": None if request.args is None else plain(request.args),
         "args_digest": request.args_digest,
         "policy_version": request.policy_version,
         "rule": request.rule,
@@ -238,14 +239,15 @@ def _facts(owner: Owner, request: ApprovalRequest) -> dict[str, Any]:
     }
 
 
-def _columns(owner: Owner, request: ApprovalRequest) -> dict[str, Any]:
-    facts = _facts(owner, request)
-    documents = {"payload": Jsonb(facts["payload"]), "args": None if facts["args"] is None else Jsonb(facts["args"])}
-    return facts | {"tenant_id": owner.tenant_id, "run_id": owner.run_id} | documents
+def _columns(documents: Documents, owner: Owner, request: ApprovalRequest, approval_id: str) -> dict[str, Any]:
+    facts = _facts(documents, owner, request, approval_id)
+    whose = {"tenant_id": owner.tenant_id, "run_id": owner.run_id}
+    return with_json(APPROVALS, facts | whose)
 
 
-def approval_from(row: dict[str, Any]) -> Approval:
+def _approval(documents: Documents, row: Mapping[str, Any]) -> Approval:
     """An approval from a whole row of its table."""
+    row = documents.opened(APPROVALS, row)
     texts = {name: str(row[name]) for name in ("run_id", "thread_id")}
     call_id = None if row["call_id"] is None else str(row["call_id"])
     known = {name: value for name, value in row.items() if name in Approval.model_fields}

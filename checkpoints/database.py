@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import psycopg
-from psycopg import AsyncConnection, IsolationLevel
+from psycopg import IsolationLevel
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from holdfast.checkpoints.fence import hold
@@ -28,9 +28,10 @@ from holdfast.checkpoints.migrating import APPLIED, UPGRADE, application_name
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.reader import CheckpointReader
 from holdfast.checkpoints.schema import Phase, compare, newest
+from holdfast.checkpoints.sealed_documents import ClearDocuments, Documents, SealedDocuments
 from holdfast.checkpoints.translation import translating
 from holdfast.checkpoints.unlocking import (
-    holds_checkpoints,
+    holds_rows,
     keys_in_use,
     require_complete,
     require_off,
@@ -118,6 +119,8 @@ class Database:
         self._terms = terms
         self._encryption = encryption
         self._vault: Vault | None = None
+        self.documents: Documents = ClearDocuments()
+        """How what runs, calls and approvals hold is stored, once it is open."""
         self._dsn = _with_timeouts(dsn, terms)
         self._app = self._pool("app", self._dsn, sizes.app)
         self._engine_dsn = _with_option(self._dsn, "role", "holdfast_engine")
@@ -146,13 +149,14 @@ class Database:
             await self._app.open()
             await self._engine.open()
             self._vault = await self._unlocked(to_encrypt=to_encrypt)
+            self.documents = ClearDocuments() if self._vault is None else SealedDocuments(self._vault)
         except BaseException:
             await self.close()  # nobody else will: whoever opens it in a block does not get into it
             raise
 
     @property
     def vault(self) -> Vault | None:
-        """What checkpoints are sealed with; None: they are stored in the clear."""
+        """What is stored is sealed with; None: it is stored in the clear."""
         if self._vault is None and self._encryption is not None:
             raise InvariantViolated("the database was not opened, and must not be written to in the clear")
         return self._vault
@@ -257,19 +261,19 @@ class Database:
         if self._encryption is None:
             require_off(found)
             return None
-        in_the_clear = not found and await self._holds_checkpoints()
+        in_the_clear = not found and await self._holds_rows()
         if not to_encrypt:
             require_complete(found, in_the_clear=in_the_clear)
         async with self.unbound() as conn:
             return await unlocked(conn, self._encryption, complete=not in_the_clear)
 
-    async def _holds_checkpoints(self) -> bool:
+    async def _holds_rows(self) -> bool:
         async with self.engine() as conn:
             tenants = await tenants_of(conn)
         if not tenants:
             return False
         async with self.tenants(tenants) as conn:
-            return await holds_checkpoints(conn)
+            return await holds_rows(conn)
 
     @asynccontextmanager
     async def _transaction(
@@ -279,6 +283,7 @@ class Database:
             async with self._checked_out(pool) as conn:
                 # The pool's connections are reused: each is given its level anew, which costs no round trip.
                 await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ if snapshot else None)
+                conn.documents = self.documents
                 with self._hanging_up_on(conn):
                     async with conn.transaction():
                         yield conn
@@ -319,7 +324,7 @@ class Database:
     def _pool(self, name: str, dsn: str, size: int) -> AsyncConnectionPool[Connection]:
         return AsyncConnectionPool(
             dsn,
-            connection_class=AsyncConnection[DictRow],
+            connection_class=Connection,
             kwargs={"autocommit": True, "row_factory": dict_row},
             min_size=1,
             max_size=size,
@@ -334,7 +339,7 @@ class Database:
             await conn.execute(_SQL["still_there"])
 
     async def _connect(self, dsn: str) -> Connection:
-        return await AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row)
+        return await Connection.connect(dsn, autocommit=True, row_factory=dict_row)
 
 
 def _joined(tenant_ids: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from psycopg.rows import dict_row
 from holdfast.checkpoints.database import Connection, Database, StoreTerms
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.resealing import seal_thread
+from holdfast.checkpoints.sealed_documents import APPROVALS, CALLS, RUNS, SealedDocuments, Table, with_json
 from holdfast.checkpoints.sealed_rows import SealedRows, sealed_type
 from holdfast.checkpoints.unlocking import complete, keys_in_use, tenants_of
 from holdfast.checkpoints.vault import Encryption, Vault
@@ -16,6 +17,13 @@ from holdfast.contracts.errors import Conflict
 _SQL = load_queries(__name__, "resealing.sql")
 _PATIENT = StoreTerms(statement_seconds=3600.0, transaction_seconds=3600.0)
 _THREADS_AT_ONCE = 100
+_ROWS_AT_ONCE = 200
+_TABLES = (RUNS, CALLS, APPROVALS)
+_QUERIES = {
+    "runs": ("page_of_runs", "seal_run"),
+    "calls": ("page_of_calls", "seal_call"),
+    "approvals": ("page_of_approvals", "seal_approval"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +31,16 @@ class Encrypted:
     """What was done."""
 
     threads: int
-    """So many had rows that were not sealed with the key in force."""
+    """So many had checkpoints that were not sealed with the key in force."""
+    rows: int
+    """So many runs, calls and approvals held something that was not."""
     retired: Sequence[str]
     """The ids of the keys that nothing is sealed with any more."""
 
 
 async def encrypt(dsn: str, encryption: Encryption, *, clear_too: bool = False) -> Encrypted:
-    """Seal with the key in force whatever is not, a thread in a transaction; called again, it goes on where it was.
+    """Seal with the key in force whatever is not, some rows or a thread in a transaction; what was begun goes on when
+    it is called again.
 
     Rows in the clear are sealed too when the database is encrypted for the first time; later only with `clear_too`.
 
@@ -54,15 +65,38 @@ async def _encrypt(database: Database, *, clear_too: bool) -> Encrypted:
         first_time = not all(key["complete"] for key in await keys_in_use(conn))
     if first_time:
         await _require_fit(database, tenants)
-    threads = 0
+    threads = rows = 0
+    clear_too = clear_too or first_time
     for tenant_id in tenants:
+        for table in _TABLES:
+            rows += await _seal_rows(database, SealedDocuments(vault), table, tenant_id, clear_too=clear_too)
         form = SealedRows(vault, tenant_id)
         async for thread in _threads_to_seal(database, vault, tenant_id):
             async with database.tenant(tenant_id, snapshot=True) as conn:
-                await seal_thread(conn.cursor(row_factory=dict_row), form, thread, clear_too=clear_too or first_time)
+                await seal_thread(conn.cursor(row_factory=dict_row), form, thread, clear_too=clear_too)
             threads += 1
     async with database.unbound() as conn:
-        return Encrypted(threads, await complete(conn, vault.seals_with))
+        return Encrypted(threads=threads, rows=rows, retired=await complete(conn, vault.seals_with))
+
+
+async def _seal_rows(
+    database: Database, documents: SealedDocuments, table: Table, tenant_id: str, *, clear_too: bool
+) -> int:
+    page, seal = _QUERIES[table.name]
+    after, changed = None, 0
+    while True:
+        wanted = {"tenant_id": tenant_id, "after": after, "limit": _ROWS_AT_ONCE}
+        async with database.tenant(tenant_id) as conn:
+            found = await (await conn.execute(_SQL[page], wanted)).fetchall()
+            stale = [row for row in found if not documents.is_current(table, row)]
+            for row in stale:
+                opened = documents.opened_columns(table, row, clear_too=clear_too)
+                sealed = documents.sealed(table, tenant_id, str(row[table.key]), {**row, **opened})
+                await conn.execute(_SQL[seal], with_json(table, sealed))
+        changed += len(stale)
+        if len(found) < _ROWS_AT_ONCE:
+            return changed
+        after = found[-1][table.key]
 
 
 async def _threads_to_seal(database: Database, vault: Vault, tenant_id: str) -> AsyncIterator[str]:

@@ -13,10 +13,16 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
+from holdfast.checkpoints.sealed_documents import ClearDocuments, Documents
 from holdfast.contracts.errors import StoreUnavailable
 from holdfast.contracts.patience import Patience, patience_here
 
-Connection = AsyncConnection[DictRow]
+
+class Connection(AsyncConnection[DictRow]):
+    """A connection, which knows how what it carries is stored."""
+
+    documents: Documents = ClearDocuments()
+
 
 T = TypeVar("T")
 

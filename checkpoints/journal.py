@@ -21,6 +21,7 @@ from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.ledger import reserve, settle, usage_from_json, usage_to_json
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, document, event_row
+from holdfast.checkpoints.sealed_documents import CALLS, Documents
 from holdfast.checkpoints.writer import Handed
 from holdfast.contracts.calls import (
     CallIdentity,
@@ -72,11 +73,11 @@ class PostgresJournal:
     async def open(self, owner: Owner, intent: CallIntent, *, event: EventDraft) -> Opened:
         if owner.attached or intent.grant is not None:
             return await self._open_alone(owner, intent, event)
-        facts = _intent_facts(owner, intent)
+        facts, request = _intent_facts(owner, intent), canonical(intent.request)
         opened_at = await self._opened_together(owner, intent, facts, event)
         if opened_at is None:
             return await self._open_alone(owner, intent, event)
-        return Fresh(self._remembered(_new_record(owner, intent, json.loads(facts["request"]), opened_at)))
+        return Fresh(self._remembered(_new_record(owner, intent, json.loads(request), opened_at)))
 
     async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
         async with self._database.owned(owner) as conn:
@@ -118,20 +119,22 @@ class PostgresJournal:
 
     async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Mapping[str, CallRecord]:
         rows = await self._database.reader.calls(tenant_id, thread_id, task_id)
-        return {record.identity.key: record for record in map(_record, rows)}
+        opened = (self._database.documents.opened(CALLS, row) for row in rows)
+        return {record.identity.key: record for record in map(_record, opened)}
 
     async def of_run(self, tenant_id: TenantId, run_id: RunId) -> Sequence[CallRecord]:
         wanted = {"tenant_id": tenant_id, "run_id": uuid_text(run_id, what="run")}
         async with self._database.tenant(tenant_id) as conn:
             rows = await (await conn.execute(_SQL["calls_of_run"], wanted)).fetchall()
-        return [_record(row) for row in rows]
+            return [_record(conn.documents.opened(CALLS, row)) for row in rows]
 
     async def _opened_together(
         self, owner: Owner, intent: CallIntent, facts: Mapping[str, Any], event: EventDraft
     ) -> datetime | None:
         """When the intent was committed; None where it must be looked at alone."""
         told = event_row(replace(event, call_id=intent.call_id), owner.attempt, needs=intent.call_id)
-        records = Records(opens=[document(facts)], events=[told], calls=[intent.call_id])
+        stored = self._database.documents.sealed(CALLS, owner.tenant_id, facts["call_id"], facts)
+        records = Records(opens=[document(stored)], events=[told], calls=[intent.call_id])
         handed = self._writer.hand_in(self._writer.pen(owner), records=records)
         try:
             return (await self._writer.answer(handed)).get(intent.call_id)
@@ -163,7 +166,8 @@ class PostgresJournal:
         """The record with its outcome; None where it must be looked at alone."""
         facts = _outcome_facts(owner, outcome)
         told = event_row(replace(event, call_id=outcome.call_id), owner.attempt, needs=outcome.call_id)
-        records = Records(closes=[document(facts)], events=[told], calls=[outcome.call_id])
+        stored = self._database.documents.sealed(CALLS, owner.tenant_id, outcome.call_id, facts)
+        records = Records(closes=[document(stored)], events=[told], calls=[outcome.call_id])
         changed = await self._writer.answer(self._writer.hand_in(self._writer.pen(owner), records=records))
         if outcome.call_id not in changed:
             return None
@@ -181,7 +185,7 @@ class PostgresJournal:
 
     async def _open_alone(self, owner: Owner, intent: CallIntent, event: EventDraft) -> Opened:
         async with self._database.owned(owner) as conn:
-            columns = _intent_columns(owner, intent)
+            columns = _intent_columns(conn.documents, owner, intent)
             opened = await _execute(conn, "insert_intent", columns)
             granted_before = None
             if opened is None:
@@ -207,7 +211,7 @@ class PostgresJournal:
             row = await _locked(conn, owner, outcome.call_id)
             if row["status"] not in _WITHOUT_OUTCOME or row["status"] == outcome.status.value:
                 return _record(row)
-            closed = await _changed(conn, "close_call", _outcome_columns(owner, outcome))
+            closed = await _changed(conn, "close_call", _outcome_columns(conn.documents, owner, outcome))
             if outcome.status is not OutcomeStatus.UNKNOWN:
                 reserved = usage_from_json(row["reserved"])
                 await settle(conn, owner.tenant_id, _path(row), reserved=reserved, used=outcome.usage)
@@ -222,7 +226,8 @@ class PostgresJournal:
 
 
 async def _execute(conn: Connection, query: str, values: Row) -> Row | None:
-    return await (await conn.execute(_SQL[query], values)).fetchone()
+    row = await (await conn.execute(_SQL[query], values)).fetchone()
+    return conn.documents.opened(CALLS, row) if row is not None and CALLS.key in row else row
 
 
 async def _changed(conn: Connection, query: str, values: Row) -> Row:
@@ -312,8 +317,9 @@ def _intent_facts(owner: Owner, intent: CallIntent) -> dict[str, Any]:
     }
 
 
-def _intent_columns(owner: Owner, intent: CallIntent) -> dict[str, Any]:
+def _intent_columns(documents: Documents, owner: Owner, intent: CallIntent) -> dict[str, Any]:
     facts = _intent_facts(owner, intent)
+    facts = documents.sealed(CALLS, owner.tenant_id, facts["call_id"], facts)
     whose = {"tenant_id": owner.tenant_id, "run_id": owner.run_id, "epoch": owner.epoch}
     return facts | whose | {"reserved": Jsonb(facts["reserved"])}
 
@@ -334,8 +340,8 @@ def _outcome_facts(owner: Owner, outcome: CallOutcome) -> dict[str, Any]:
     }
 
 
-def _outcome_columns(owner: Owner, outcome: CallOutcome) -> dict[str, Any]:
-    facts = _outcome_facts(owner, outcome)
+def _outcome_columns(documents: Documents, owner: Owner, outcome: CallOutcome) -> dict[str, Any]:
+    facts = documents.sealed(CALLS, owner.tenant_id, outcome.call_id, _outcome_facts(owner, outcome))
     used = None if facts["used"] is None else Jsonb(facts["used"])
     return facts | {"used": used, "error_facts": Jsonb(facts["error_facts"])}
 

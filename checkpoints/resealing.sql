@@ -66,3 +66,48 @@ select exists (select from checkpoints where (checkpoint ->> 'v')::integer < 4) 
 -- name: runs_under_way
 -- Whether any worker holds a run; for the engine.
 select exists (select from leases where expires_at > clock_timestamp()) as found
+
+-- name: page_of_runs
+-- Some of a tenant's runs after one, locked, with what is sealed of them.
+select run_id, tenant_id, input, context, output, cause
+  from runs
+ where tenant_id = %(tenant_id)s and (%(after)s::uuid is null or run_id > %(after)s)
+ order by run_id
+ limit %(limit)s
+   for no key update
+
+-- name: seal_run
+-- Put sealed values in the place of what stands in a run's row.
+update runs
+   set input = %(input)s, context = %(context)s, output = %(output)s, cause = %(cause)s
+ where run_id = %(run_id)s
+
+-- name: page_of_calls
+-- Some of a tenant's calls after one, locked, with what is sealed of them.
+select call_id, tenant_id, request, response, error_message, error_facts
+  from calls
+ where tenant_id = %(tenant_id)s and (%(after)s::uuid is null or call_id > %(after)s)
+ order by call_id
+ limit %(limit)s
+   for no key update
+
+-- name: seal_call
+-- Put sealed values in the place of what stands in a call's row.
+update calls
+   set request = %(request)s, response = %(response)s, error_message = %(error_message)s, error_facts = %(error_facts)s
+ where call_id = %(call_id)s
+
+-- name: page_of_approvals
+-- Some of a tenant's approvals after one, locked, with what is sealed of them.
+select approval_id, tenant_id, payload, args, decision
+  from approvals
+ where tenant_id = %(tenant_id)s and (%(after)s::uuid is null or approval_id > %(after)s)
+ order by approval_id
+ limit %(limit)s
+   for no key update
+
+-- name: seal_approval
+-- Put sealed values in the place of what stands in an approval's row.
+update approvals
+   set payload = %(payload)s, args = %(args)s, decision = %(decision)s
+ where approval_id = %(approval_id)s

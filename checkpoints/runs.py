@@ -14,6 +14,7 @@ from holdfast.checkpoints.fence import hold_alone, lost
 from holdfast.checkpoints.pen import Pen, Steps
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, event_row
+from holdfast.checkpoints.sealed_documents import RUNS, with_json
 from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import (
     BudgetExceeded,
@@ -91,7 +92,7 @@ class PostgresRuns:
                 raise Conflict(f"run {run_id} is {status} already, so it cannot be cancelled", status=status)
             drafts = await _ask_to_stop(conn, run_id, asked)
             if status is not RunStatus.RUNNING:
-                drafts += await _cancel(conn, run_id, asked)
+                drafts += await _cancel(conn, tenant_id, run_id, asked)
             await write_events(conn, tenant_id=tenant_id, run_id=run_id, attempt=state["attempt"], drafts=drafts)
             return await _load(conn, tenant_id, run_id)
 
@@ -177,7 +178,7 @@ class PostgresRuns:
                 return
             if status is RunStatus.CANCELLED and state["cancel_requested"] is not None:
                 cause = _asked_by(state["cancel_requested"]).record(run_id=owner.run_id, step_name="request_cancel")
-            await _end(conn, owner.run_id, status, output=output, cause=cause)
+            await _end(conn, owner.tenant_id, owner.run_id, status, output=output, cause=cause)
             drafts = await withdraw(conn, owner.run_id)
             await _drop_lease(conn, owner)
             await _write(conn, owner, [*drafts, event])
@@ -194,10 +195,10 @@ class PostgresRuns:
 async def load_runs(conn: Connection, run_ids: Sequence[str]) -> Sequence[Run]:
     """The runs of these ids that the transaction's tenants have, oldest first."""
     found = await conn.execute(_SQL["load_runs"], {"run_ids": list(run_ids)})
-    return [_run(row) for row in await found.fetchall()]
+    return [_run(conn.documents.opened(RUNS, row)) for row in await found.fetchall()]
 
 
-def _run(row: dict[str, Any]) -> Run:
+def _run(row: Mapping[str, Any]) -> Run:
     cause = row["cause"]
     return Run(
         run_id=RunId(str(row["run_id"])),
@@ -282,23 +283,25 @@ async def _ask_to_stop(conn: Connection, run_id: RunId, asked: RunCancelled) -> 
     return [EventDraft(kind=EventKind.RUN_CANCEL_REQUESTED, payload=asked.facts)] if noted.rowcount else []
 
 
-async def _cancel(conn: Connection, run_id: RunId, asked: RunCancelled) -> list[EventDraft]:
+async def _cancel(conn: Connection, tenant_id: TenantId, run_id: RunId, asked: RunCancelled) -> list[EventDraft]:
     """End a run that nobody works on."""
     cause = asked.record(run_id=run_id, step_name="request_cancel")
-    await _end(conn, run_id, RunStatus.CANCELLED, output=None, cause=cause)
+    await _end(conn, tenant_id, run_id, RunStatus.CANCELLED, output=None, cause=cause)
     return [*await withdraw(conn, run_id), EventDraft(kind=EventKind.RUN_CANCELLED, payload=asked.facts)]
 
 
 async def _end(
-    conn: Connection, run_id: RunId, status: RunStatus, *, output: Any, cause: RuntimeErrorRecord | None
+    conn: Connection,
+    tenant_id: TenantId,
+    run_id: RunId,
+    status: RunStatus,
+    *,
+    output: Any,
+    cause: RuntimeErrorRecord | None,
 ) -> None:
-    ended = {
-        "run_id": run_id,
-        "status": status,
-        "output": None if output is None else Jsonb(plain(output)),
-        "cause": None if cause is None else Jsonb(plain(cause)),
-    }
-    await conn.execute(_SQL["end_run"], ended)
+    told = {"output": plain(output), "cause": plain(cause)}
+    stored = conn.documents.sealed(RUNS, tenant_id, run_id, told)
+    await conn.execute(_SQL["end_run"], {"run_id": run_id, "status": status, **with_json(RUNS, stored)})
 
 
 async def _drop_lease(conn: Connection, owner: Owner) -> None:

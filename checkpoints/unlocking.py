@@ -50,7 +50,7 @@ def require_complete(found: KeysInUse, *, in_the_clear: bool) -> None:
     """Raises `ConfigurationError` when what the database holds is in the clear, or only in part encrypted so far."""
     if in_the_clear:
         raise ConfigurationError(
-            "encryption is on, and the database holds checkpoints in the clear; stop the workers and run "
+            "encryption is on, and what the database holds is in the clear; stop the workers and run "
             "`holdfast db encrypt`"
         )
     if not all(key["complete"] for key in found):
@@ -66,9 +66,9 @@ async def complete(conn: Connection, key_id: str) -> Sequence[str]:
     return sorted(row["key_id"] for row in await retired.fetchall())
 
 
-async def holds_checkpoints(conn: Connection) -> bool:
-    """Whether there is any checkpoint of the transaction's tenants."""
-    row = await (await conn.execute(_SQL["holds_checkpoints"])).fetchone()
+async def holds_rows(conn: Connection) -> bool:
+    """Whether there is anything of the transaction's tenants that would be encrypted."""
+    row = await (await conn.execute(_SQL["holds_rows"])).fetchone()
     return bool(row and row["found"])
 
 

@@ -13,9 +13,9 @@ select key_id, names_key, complete
 select tenant_id
   from tenants
 
--- name: holds_checkpoints
--- Whether there is any checkpoint of the session's tenants.
-select exists (select from checkpoints) as found
+-- name: holds_rows
+-- Whether there is anything of the session's tenants that would be encrypted.
+select exists (select from runs) or exists (select from checkpoints) as found
 
 -- name: add_key
 -- Note that rows may be sealed with a key from now on.

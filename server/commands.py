@@ -226,10 +226,12 @@ async def encrypt(session: Session, *, clear_too: bool) -> Exit:
     async with AsyncExitStack() as stack:
         done = await encrypting.encrypt(await database_url(session.settings, stack), wanted, clear_too=clear_too)
     key_id = wanted.keyring.seals_with
-    words = f"encrypted {done.threads} thread(s) with {key_id}" if done.threads else f"all is encrypted with {key_id}"
+    words = f"all is encrypted with {key_id}"
+    if done.threads or done.rows:
+        words = f"encrypted {done.threads} thread(s) and {done.rows} row(s) of runs, calls and approvals with {key_id}"
     if done.retired:
         words += f"; no process needs {', '.join(done.retired)} any more"
-    say(session, {"key_id": key_id, "threads": done.threads, "retired": list(done.retired)}, words)
+    say(session, {"key_id": key_id, "threads": done.threads, "rows": done.rows, "retired": list(done.retired)}, words)
     return Exit.OK
 
 

@@ -4,6 +4,7 @@ import os
 from itertools import count
 
 import pytest
+from fix_database import encrypting
 from fix_house import house
 from scenes import Scene
 from stores import memory_store, postgres_store
@@ -13,7 +14,13 @@ __all__ = ["house"]
 _numbers = count(1)
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture
+def encryption(request):
+    """Keys, where the store's name says that it has them."""
+    return encrypting("k1") if "encrypted" in request.node.name else None
+
+
+@pytest.fixture(params=["memory", "postgres", "encrypted postgres"])
 def store(request):
     return memory_store() if request.param == "memory" else postgres_store(request.getfixturevalue("database"))
 

@@ -303,8 +303,8 @@ async def test_old_key_is_needed_until_all_is_sealed_with_the_new_one(
     with pytest.raises(ConfigurationError, match="rows are sealed with the key 'k1', and this process has only k2"):
         await Database(database_urls.app, encryption=encrypting("k2")).open()
     await house.end(await claim_of(house, saver))
-    assert await encrypt(database_urls.app, encrypting("k1", "k2")) == Encrypted(threads=1, retired=["k1"])
-    assert await encrypt(database_urls.app, encrypting("k1", "k2")) == Encrypted(threads=0, retired=[])
+    assert await encrypt(database_urls.app, encrypting("k1", "k2")) == Encrypted(threads=1, rows=1, retired=["k1"])
+    assert await encrypt(database_urls.app, encrypting("k1", "k2")) == Encrypted(threads=0, rows=0, retired=[])
     async with Database(database_urls.app, encryption=encrypting("k2")) as rotated:
         assert await go_on(await holding(house, database=rotated)) == DONE
 
@@ -340,13 +340,13 @@ async def test_database_in_the_clear_is_refused_until_it_is_encrypted_and_then_g
         await begin(saver, tenant)
         await work_with_secrets(saver) if tenant == "acme" else None
     before = [each async for each in savers["acme"].alist(None)]
-    with pytest.raises(ConfigurationError, match="holds checkpoints in the clear; stop the workers"):
+    with pytest.raises(ConfigurationError, match="what the database holds is in the clear; stop the workers"):
         await Database(database_urls.app, encryption=encrypting("k1")).open()
     with pytest.raises(Conflict, match="workers hold runs"):
         await encrypt(database_urls.app, encrypting("k1"))
     for saver in savers.values():
         await house.end(await claim_of(house, saver))
-    assert await encrypt(database_urls.app, encrypting("k1")) == Encrypted(threads=3, retired=[])
+    assert await encrypt(database_urls.app, encrypting("k1")) == Encrypted(threads=3, rows=2, retired=[])
     assert readable(dumped(database_urls)) == []
     async with Database(database_urls.app, encryption=encrypting("k1")) as encrypted:
         saver = await holding(house, database=encrypted)
@@ -374,7 +374,7 @@ async def test_encrypting_that_was_cut_short_goes_on_and_nobody_starts_meanwhile
     await house.shift("""
         update checkpoints c set checkpoint = kept.checkpoint from kept
          where c.thread_id = 't2' and kept.thread_id = 't2' and c.checkpoint_id = kept.checkpoint_id""")
-    assert await encrypt(database_urls.app, encrypting("k1")) == Encrypted(threads=2, retired=[])
+    assert await encrypt(database_urls.app, encrypting("k1")) == Encrypted(threads=2, rows=0, retired=[])
     async with Database(database_urls.app, encryption=encrypting("k1")) as encrypted:
         for thread in ("t1", "t2", "t3"):
             assert await go_on(await holding(house, database=encrypted), thread) == DONE
@@ -388,7 +388,9 @@ async def test_clear_row_is_never_sealed_by_the_way(house: House, database_urls:
         await saver.acopy_thread("t1", "t2")
     with pytest.raises(SealBroken, match="not encrypted"):
         await encrypt(database_urls.app, encrypting("k1"))
-    assert await encrypt(database_urls.app, encrypting("k1"), clear_too=True) == Encrypted(threads=1, retired=[])
+    assert await encrypt(database_urls.app, encrypting("k1"), clear_too=True) == Encrypted(
+        threads=1, rows=0, retired=[]
+    )
 
 
 async def test_copied_thread_goes_on_in_its_new_place(house: House) -> None:

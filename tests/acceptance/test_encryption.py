@@ -1,0 +1,160 @@
+"""A whole run under a key: nobody who reads the database reads what it was about."""
+
+import asyncio
+import json
+from base64 import b64encode
+from typing import Any
+
+import psycopg
+import pytest
+from fix_database import DatabaseUrls, encrypting
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime as NodeRuntime
+from offices import Office
+from projects import standing_in
+from psycopg import sql
+from typing_extensions import TypedDict
+
+from holdfast import RunContext, RunStatus, ToolCall, govern, open_runtime, tool
+from holdfast.checkpoints.vault import Encryption
+from holdfast.contracts.errors import ConfigurationError
+
+IN_TIME = 20.0
+TABLES = ("events", "runs", "calls", "approvals", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
+WORDS = {
+    "input": "weasel",
+    "setting of the context": "heron",
+    "prompt": "badger",
+    "answer of a model": "magpie",
+    "argument of a tool": "stoat",
+    "result of a tool": "otter",
+    "changed argument": "marten",
+    "output": "gannet",
+    "reason of a failure": "puffin",
+}
+
+
+def key(key_id: str) -> str:
+    return b64encode(key_id.encode().ljust(32, b".")).decode()
+
+
+KEYS = {"keys": {"k1": key("k1")}}
+
+
+@pytest.fixture
+def encryption() -> Encryption | None:
+    return encrypting("k1")
+
+
+class Context(RunContext):
+    setting: str = ""
+
+
+class State(TypedDict, total=False):
+    text: str
+    paid: str
+
+
+def answer(request: Any) -> str:
+    return "magpie"
+
+
+@tool(effect="external", idempotent=True)
+async def pay(amount: str, *, call: ToolCall) -> dict[str, str]:
+    """Pay an amount."""
+    return {"paid": f"otter {amount}"}
+
+
+async def work(state: State, runtime: NodeRuntime[Context]) -> State:
+    reply = await runtime.context.models.call([{"role": "user", "content": f"badger {state['text']}"}])
+    result = await runtime.context.tools.call("pay", {"amount": f"stoat {reply.content}"})
+    return {"paid": f"gannet {result.text}"}
+
+
+async def fall(state: State) -> State:
+    raise ValueError("puffin")
+
+
+def graph(name: str, node: Any) -> Any:
+    builder = StateGraph(State, context_schema=Context)
+    builder.add_node("work", node)
+    builder.add_edge(START, "work")
+    builder.add_edge("work", END)
+    return govern(builder.compile(), name=name, tools=[pay], default_model=f"scripted:{__name__}:answer")
+
+
+def readable(urls: DatabaseUrls) -> list[str]:
+    found = bytearray()
+    with psycopg.connect(urls.admin) as conn, conn.cursor() as cursor:
+        for table in TABLES:
+            with cursor.copy(sql.SQL("copy {} to stdout (format binary)").format(sql.Identifier(table))) as rows:
+                for data in rows:
+                    found += data
+    return sorted(what for what, word in WORDS.items() if word.encode() in found)
+
+
+async def work_through(office: Office, **settings: Any) -> None:
+    async with office.open(**settings) as runtime:
+        payer, faller = graph("payer", work), graph("faller", fall)
+        run = await runtime.start(payer, {"text": "weasel"}, tenant="acme", context={"setting": "heron"})
+        [question] = (await run.result(IN_TIME)).approvals
+        assert question.args == {"amount": "stoat magpie"}
+        await runtime.decide(question.id, "edit", by="dana", args={"amount": "marten"})
+        result = await run.result(IN_TIME)
+        assert result.status is RunStatus.COMPLETED, result.error
+        assert "otter marten" in result.output["paid"]
+        failed = await (await runtime.start(faller, {"text": "weasel"}, tenant="acme")).result(IN_TIME)
+        assert failed.error is not None
+        assert failed.error.message.endswith("puffin")
+        report = await runtime.show(run.run_id, tenant="acme")
+        assert [call.status for call in report.calls] == ["returned", "returned"]
+
+
+async def test_nothing_of_a_run_is_readable_in_the_database(office: Office) -> None:
+    await work_through(office, encryption=KEYS)
+    assert readable(office.urls) == []
+
+
+@pytest.mark.parametrize("encryption", [None], ids=["in the clear"])
+async def test_without_a_key_the_same_search_finds_all_of_it(office: Office) -> None:
+    await work_through(office)
+    assert readable(office.urls) == sorted(WORDS)
+
+
+async def test_runtime_without_the_key_does_not_start(office: Office) -> None:
+    with pytest.raises(ConfigurationError, match="encrypted, with the key 'k1', and this process has no keys"):
+        async with office.open():
+            pass
+
+
+@pytest.mark.parametrize("encryption", [None], ids=["in the clear"])
+async def test_database_that_is_in_use_is_encrypted_and_its_key_changed_by_the_command_line(
+    office: Office, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await work_through(office)
+    await asyncio.to_thread(_at_the_command_line, office, tmp_path, monkeypatch, capsys)
+    two = {"keys": {"k2": key("k2")}}
+    async with open_runtime(office.settings(encryption=two), serve=False) as runtime:
+        [failed, paid] = await runtime.runs(tenant="acme")
+        assert "otter marten" in paid.output["paid"]
+        assert failed.cause is not None
+        assert failed.cause.message.endswith("puffin")
+
+
+def _at_the_command_line(office: Office, folder: Any, monkeypatch: Any, capsys: Any) -> None:
+    with standing_in(folder, office.urls.app, monkeypatch, capsys) as project:
+        assert "there is no key" in project.holdfast("db", "encrypt").complaint
+        monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEYS", json.dumps({"k1": key("k1")}))
+        assert "in the clear" in project.holdfast("runs").complaint
+        done = project.holdfast("db", "encrypt", "--json").json
+        assert (done["key_id"], done["threads"], done["retired"]) == ("k1", 2, [])
+        assert done["rows"] == 5
+        assert readable(office.urls) == []
+        monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEYS", json.dumps({"k1": key("k1"), "k2": key("k2")}))
+        monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEY_ID", "k2")
+        assert "k2 writes; k1 only opens" in project.holdfast("doctor").out
+        assert "no process needs k1 any more" in project.holdfast("db", "encrypt").out
+        assert "all is encrypted with k2" in project.holdfast("db", "encrypt").out
+        monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEYS", json.dumps({"k1": key("k1")}))
+        monkeypatch.setenv("HOLDFAST_ENCRYPTION__KEY_ID", "k1")
+        assert "'k2'" in project.holdfast("runs").complaint
