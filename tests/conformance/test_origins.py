@@ -23,7 +23,7 @@ def checkpointed(store, request):
 
     async def write(owner: Owner) -> str:
         checkpoint = empty_checkpoint()
-        if request.node.callspec.params["store"] == "postgres":
+        if request.node.callspec.params["store"] != "memory":
             saver = saver_for(request.getfixturevalue("database"), owner)
             place = {"configurable": {"thread_id": owner.thread_id, "checkpoint_ns": ""}}
             await saver.aput(place, checkpoint, {"source": "input", "step": -1, "parents": {}}, {})
