@@ -137,6 +137,8 @@ asking as (
            as q(approval_id uuid, thread_id uuid, interrupt_id text, kind text, node text, task_id text,
                 payload jsonb, allowed text[], tool_name text, args jsonb, args_digest text, policy_version text,
                 rule text, call_id uuid, identity_key text, expires_in_seconds float8)
+     where not exists (      -- one that is being decided is not waited for: whoever decides it waits for the head
+           select from approvals a where a.thread_id = q.thread_id and a.interrupt_id = q.interrupt_id)
         on conflict (thread_id, interrupt_id) do nothing
  returning approval_id)
 

@@ -27,7 +27,8 @@ HoldfastError
 │   ├── OutcomeUnknown        sent, and the answer was lost: never sent again without knowing
 │   └── ReplayMismatch        run again, a task no longer asks for an effect that it had asked for
 └── RunCancelled              someone wants the run to stop
-    └── LeaseLost             another worker owns the run now: stop, write nothing
+    ├── LeaseLost             another worker owns the run now: stop, write nothing
+    └── ReplayStopped         a replay came to what is not recorded: nothing is sent
 """
 
 from collections.abc import Mapping
@@ -295,3 +296,7 @@ class RunCancelled(HoldfastError):
 
 class LeaseLost(RunCancelled):
     """Another worker owns the run now, or nobody does. Facts: `run_id`, `epoch`."""
+
+
+class ReplayStopped(RunCancelled):
+    """A replay came to a call or a question that the record does not answer. Facts: `node`, `name`."""

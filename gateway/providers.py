@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, convert_to_messages
 from langchain_core.runnables import Runnable
 
-from holdfast.contracts.errors import ConfigurationError, InvalidRequest, NotFound
+from holdfast.contracts.errors import ConfigurationError, InvalidRequest, InvariantViolated, NotFound
 from holdfast.contracts.models import Message, ModelProvider, ModelRequest, ProviderReply
 from holdfast.contracts.scope import Scope
 from holdfast.gateway.langchain_message import answered_by_tool, reply_of
@@ -74,6 +74,23 @@ class Providers:
                 "set HOLDFAST_MODEL, for instance to openai:gpt-4o-mini"
             )
         return target
+
+
+class SilentProviders(Providers):
+    """The names of models, with nobody behind them: for doors that answer from a record alone."""
+
+    async def open(self, name: str) -> ModelProvider:
+        provider, _, model = name.partition(":")
+        return _Nobody(provider, model)
+
+
+class _Nobody:
+    def __init__(self, provider: str, model: str) -> None:
+        self.provider = provider
+        self.model = model
+
+    async def send(self, request: ModelRequest, *, timeout_seconds: float) -> ProviderReply:
+        raise InvariantViolated(f"{self.provider}:{self.model} was to be asked where only a record may answer")
 
 
 class LangChainProvider:

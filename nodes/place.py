@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
+from langgraph.pregel._algo import _xxhash_str as task_id_of_parts
+from langgraph.pregel._algo import task_path_str
 from langgraph.types import _interrupt_id as interrupt_id_at
 
 from holdfast.contracts.calls import CallSite
@@ -16,12 +18,17 @@ from holdfast.contracts.ids import ThreadId
 
 NodeKind = Literal["node", "error_handler", "branch"]
 
+Locator = Callable[[ThreadId, "Place", RunnableConfig], Callable[[], CallSite]]
+"""Makes what reads where a call of a node stands."""
+
 _TASK_ID = "__pregel_task_id"
 _SCRATCHPAD = "__pregel_scratchpad"
 _SEND = "__pregel_send"
 _RUNTIME = "__pregel_runtime"
 _CHECKPOINTER = "__pregel_checkpointer"
 _RESUME = "__resume__"
+_MOST_QUESTIONS = 1000
+_PUSH, _PULL, _HANDLER = "__pregel_push", "__pregel_pull", "node_error_handler"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +84,80 @@ def locator(thread_id: ThreadId, place: Place, config: RunnableConfig) -> Callab
         )
 
     return locate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What LangGraph makes a task's id from, but for the checkpoint that it starts from."""
+
+    task_id: str
+    checkpoint_id: str
+    graph_ns: str
+    """The namespace of the graph whose task it is; empty for the outermost."""
+    step: int
+    name: str
+    path: tuple[Any, ...]
+    triggers: tuple[str, ...]
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it is a `@task`: its namespace is below that of the task that called it."""
+        return self.path[0] == _PUSH and self.path[-1] is True
+
+    @property
+    def of_failed(self) -> tuple[Any, ...] | None:
+        """The path of the task whose failure this one handles; None for any other."""
+        return self.path[:-2] if _HANDLER in self.path else None
+
+    def id_from(self, checkpoint_id: str, graph_ns: str, *, failed: str | None = None) -> str:
+        """The id that this task has where it starts from that checkpoint; `failed` is that of the one it handles."""
+        namespace = f"{graph_ns}|{self.name}" if graph_ns else self.name
+        return task_id_of_parts(
+            bytes.fromhex(checkpoint_id.replace("-", "")), namespace, str(self.step), self.name, *self._told(failed)
+        )
+
+    def _told(self, failed: str | None) -> tuple[str, ...]:
+        match self.path:
+            case _ if failed is not None:
+                return _PUSH, _HANDLER, failed
+            case (kind, parent, index, True) if kind == _PUSH:
+                return _PUSH, task_path_str(parent), str(index)
+            case (kind, index, *_) if kind == _PUSH:
+                return _PUSH, str(index)
+            case _:
+                return _PULL, *self.triggers
+
+
+def task_here() -> Task | None:
+    """The task that code runs in here: inside a `@task` another than its node's. None outside of any."""
+    return task_at(var_child_runnable_config.get() or {})
+
+
+def task_at(here: RunnableConfig) -> Task | None:
+    """The task of a config; None where LangGraph says nothing of one."""
+    conf, told = here.get("configurable") or {}, here.get("metadata") or {}
+    checkpoint_id = _checkpoint_id(conf)
+    if _TASK_ID not in conf or checkpoint_id is None or "langgraph_path" not in told:
+        return None
+    return Task(
+        task_id=str(conf[_TASK_ID]),
+        checkpoint_id=checkpoint_id,
+        graph_ns=str(told["langgraph_checkpoint_ns"]).rpartition("|")[0],
+        step=told["langgraph_step"],
+        name=told["langgraph_node"],
+        path=tuple(told["langgraph_path"]),
+        triggers=tuple(told["langgraph_triggers"]),
+    )
+
+
+def interrupt_in(ns: str, index: int) -> str:
+    """LangGraph's id of the n-th question, from 0, of the task in this namespace."""
+    return interrupt_id_at(ns, index)
+
+
+def interrupt_index(ns: str, interrupt_id: str) -> int | None:
+    """Which question of the task in this namespace an interrupt is, from 0; None for one of another task."""
+    return next((index for index in range(_MOST_QUESTIONS) if interrupt_id_at(ns, index) == interrupt_id), None)
 
 
 def _checkpoint_id(conf: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from holdfast.contracts.ports import Approvals, Events, Ids, Ledger, Runs, Store
 from holdfast.contracts.runs import Owner, RunIdentity
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.contracts.verdicts import Autonomy
+from holdfast.nodes.place import Locator, locator
 
 if TYPE_CHECKING:
     from holdfast.gateway.tools import ToolExecutor
@@ -71,6 +72,8 @@ class RunSession:
     default_model: str | None = None
     """The model that the route `default` means when the configuration names none."""
     fork: str = ""
+    locator: Locator = locator
+    """Reads where a node's calls stand."""
     trace_parent: str | None = None
     """W3C traceparent of the run's span, so that later attempts link to it."""
     node_slots: asyncio.Semaphore | None = None

@@ -33,7 +33,12 @@ def stands_before_one(graph: Graph, snapshot: StateSnapshot) -> bool:
 
 async def leave_at(approvals: Approvals, owner: Owner, snapshot: StateSnapshot) -> Approval | None:
     """What this run was asked at this checkpoint, if anything was."""
-    for question in _question_ids(owner, snapshot):
+    return await leave_then(approvals, owner, _checkpoint_id(snapshot))
+
+
+async def leave_then(approvals: Approvals, owner: Owner, checkpoint_id: str | None) -> Approval | None:
+    """What a run was asked at a checkpoint that was recorded, if anything was."""
+    for question in _questions_at(owner, checkpoint_id):
         leave = await approvals.of_interrupt(owner.tenant_id, owner.thread_id, question)
         if leave is not None and leave.run_id == owner.run_id:
             return leave
@@ -42,7 +47,7 @@ async def leave_at(approvals: Approvals, owner: Owner, snapshot: StateSnapshot) 
 
 async def ask_leave(approvals: Approvals, owner: Owner, snapshot: StateSnapshot, *, expires_in_seconds: float) -> None:
     """Put the question into the inbox; idempotent for a run and a checkpoint."""
-    first, own = _question_ids(owner, snapshot)
+    first, own = _questions_at(owner, _checkpoint_id(snapshot))
     payload: dict[str, Any] = {"breakpoint": {"next": list(snapshot.next)}}
     request = ApprovalRequest(
         kind=ApprovalKind.QUESTION,
@@ -64,7 +69,10 @@ def refused(leave: Approval) -> bool:
     return leave.status in (ApprovalStatus.REJECTED, ApprovalStatus.EXPIRED)
 
 
-def _question_ids(owner: Owner, snapshot: StateSnapshot) -> tuple[str, str]:
+def _checkpoint_id(snapshot: StateSnapshot) -> str | None:
+    return (snapshot.config.get("configurable") or {}).get("checkpoint_id")
+
+
+def _questions_at(owner: Owner, checkpoint_id: str | None) -> tuple[str, str]:
     """The first question at a checkpoint, and that of a run which goes on from there for one that was asked it."""
-    checkpoint_id = (snapshot.config.get("configurable") or {}).get("checkpoint_id")
     return f"breakpoint:{checkpoint_id}", f"breakpoint:{checkpoint_id}:{owner.run_id}"

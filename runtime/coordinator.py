@@ -10,7 +10,6 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.types import Command, GraphOutput
-from pydantic import BaseModel
 
 from holdfast.contracts.approvals import ApprovalStatus
 from holdfast.contracts.classification import contained, translated
@@ -36,7 +35,7 @@ from holdfast.policies import rulings
 from holdfast.runtime import breakpoints, endings
 from holdfast.runtime.breakpoints import has_breakpoints, refused, stands_before_one
 from holdfast.runtime.endings import Cancelled, Completed, Ending, Failed, Lost, Released, Rested
-from holdfast.runtime.entry import ATTEMPT_MARK, RUN_MARK, entry
+from holdfast.runtime.entry import RUN_MARK, entry, run_config, run_context
 from holdfast.runtime.leases import Hold
 from holdfast.runtime.outputs import plain_output
 from holdfast.runtime.registry import Graph, Registry
@@ -46,7 +45,6 @@ from holdfast.telemetry.spans import record_failure, record_run, run_span
 
 log = logger(__name__)
 
-_UNBOUNDED_STEPS = 1_000_000
 _SAVER_GRACE_SECONDS = 10.0
 
 
@@ -101,7 +99,7 @@ class Coordinator:
             run_logs(identity, attempt=run.attempt),
             run_span(identity, graph_name=run.graph_name, attempt=run.attempt, link=run.trace_parent) as span,
         ):
-            ending = await self._attempt(hold, _Attempt(run, graph, session, _config(run), control))
+            ending = await self._attempt(hold, _Attempt(run, graph, session, run_config(run), control))
             await self._conclude(hold, graph, ending)
             usage = (await self._doors.store.ledger.state(run.tenant.tenant_id, BudgetId(run.run_id))).spent
             record_run(span, identity, graph_name=run.graph_name, status=type(ending).__name__.lower(), usage=usage)
@@ -181,7 +179,7 @@ class Coordinator:
             return await attempt.graph.ainvoke(
                 value,
                 attempt.config,
-                context=_context(attempt.graph, attempt.run),
+                context=run_context(attempt.graph, attempt.run),
                 durability="sync",
                 control=attempt.control,
                 version="v2",
@@ -219,7 +217,7 @@ class Coordinator:
         ending."""
         try:
             with contained():
-                snapshot = await graph.aget_state(_config(run))
+                snapshot = await graph.aget_state(run_config(run))
         except Exception as error:  # noqa: BLE001  # the graph's own reducers and schemas have a say in it
             log.warning("state_not_read", run_id=run.run_id, reason=translated(error).message)
             return None
@@ -262,21 +260,6 @@ async def _stopped(stop: asyncio.CancelledError, hold: Hold) -> Ending:
 
 def _asked_to_stop(run: Run) -> RunCancelled:
     return RunCancelled(f"run {run.run_id} was asked to stop")
-
-
-def _config(run: Run) -> RunnableConfig:
-    return {
-        "configurable": {"thread_id": run.thread_id, "__pregel_strict_resume": True},
-        "metadata": {RUN_MARK: run.run_id, ATTEMPT_MARK: run.attempt},
-        "recursion_limit": run.limits.max_steps + 1 if run.limits.max_steps is not None else _UNBOUNDED_STEPS,
-    }
-
-
-def _context(graph: Graph, run: Run) -> Any:
-    if run.context is not None:
-        return run.context
-    schema = graph.context_schema
-    return {} if isinstance(schema, type) and issubclass(schema, BaseModel) else None
 
 
 def _backstop_seconds(attempt: _Attempt) -> float:

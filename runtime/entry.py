@@ -1,18 +1,21 @@
-"""Where a run enters its graph: with its input, or from a checkpoint; and the marks by which that is known."""
+"""How a run enters its graph: with its input or from a checkpoint, under which config, and known by which marks."""
 
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.types import Command
+from pydantic import BaseModel
 
 from holdfast.contracts.ports import Runs
 from holdfast.contracts.runs import Run
+from holdfast.runtime.registry import Graph
 
 RUN_MARK = "holdfast_run"
 """Metadata of every checkpoint: which run of the thread wrote it."""
 ATTEMPT_MARK = "holdfast_attempt"
 """Metadata of every checkpoint: which attempt of that run."""
+_UNBOUNDED_STEPS = 1_000_000
 _NO_TASK = "00000000-0000-0000-0000-000000000000"
 """LangGraph's id for what no task wrote: a command's update, say."""
 
@@ -42,3 +45,20 @@ def _is_updated(latest: CheckpointTuple | None) -> bool:
     """Whether the update of a fork is there already; LangGraph would apply a second one beside it."""
     writes = [] if latest is None else latest.pending_writes or []
     return any(task_id == _NO_TASK for task_id, *_ in writes)
+
+
+def run_config(run: Run) -> RunnableConfig:
+    """LangGraph's config of an attempt at a run. Nothing secret: it is stored in the clear."""
+    return {
+        "configurable": {"thread_id": run.thread_id, "__pregel_strict_resume": True},
+        "metadata": {RUN_MARK: run.run_id, ATTEMPT_MARK: run.attempt},
+        "recursion_limit": run.limits.max_steps + 1 if run.limits.max_steps is not None else _UNBOUNDED_STEPS,
+    }
+
+
+def run_context(graph: Graph, run: Run) -> Any:
+    """The context that the graph's nodes get; the schema's defaults where the run was given none."""
+    if run.context is not None:
+        return run.context
+    schema = graph.context_schema
+    return {} if isinstance(schema, type) and issubclass(schema, BaseModel) else None

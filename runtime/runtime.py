@@ -23,6 +23,7 @@ from holdfast.runtime import inputs
 from holdfast.runtime.directory import Directory
 from holdfast.runtime.following import Followers
 from holdfast.runtime.registry import Graph, Registry, is_governed
+from holdfast.runtime.replay import Replayer, ReplayReport
 from holdfast.runtime.sessions import Doors, SaverFor
 from holdfast.runtime.travel import HistoryEntry, Travel
 from holdfast.runtime.verification import verified, verified_all
@@ -109,6 +110,7 @@ class Runtime:
         self._wake = wake
         self._govern = govern
         self._travel = Travel(doors=doors, registry=registry, saver_for=saver_for, max_input_bytes=max_input_bytes)
+        self._replayer = Replayer(doors=doors, registry=registry, saver_for=saver_for)
         self._max_input_bytes = max_input_bytes
         self._max_attempts = max_attempts
         self._lookout = Lookout(doors.store.runs)
@@ -386,6 +388,20 @@ class Runtime:
         require_may_travel(principal, run.tenant.tenant_id, "resume a run")
         new_id = RunId(self._doors.ids.new())
         return await self._admitted(await self._travel.resume(run, by=principal, run_id=new_id, limits=limits))
+
+    async def replay(self, run_id: str, *, tenant: str, by: str | Principal) -> ReplayReport:
+        """What the graph's code of today does with a run that has ended or waits: it is executed again against its
+        record, without touching the world.
+
+        Models and tools are answered from the journal and people from the inbox; what is not recorded stops it. Nothing
+        is sent, nothing is written, nothing is paid. What a node does past its doors it does again.
+
+        Raises `NotFound` (run, graph), `PolicyDenied` (roles `operator` and `admin` may), `Conflict` (it is under way,
+        attached, or never came to a checkpoint).
+        """
+        principal, run = self._directory.principal(by), await self._get(run_id, tenant)
+        require_may_travel(principal, run.tenant.tenant_id, "replay a run")
+        return await self._replayer.replay(run)
 
     def lost_worker(self, error: BaseException) -> None:
         """This process's worker has died, which it should never do: whoever waits here is told."""

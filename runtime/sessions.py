@@ -40,6 +40,8 @@ class Doors:
     store: Store
     gate_for: Callable[[tuple[str, ...]], Gate]
     """The doors under the process's policies and those texts of the graph's own."""
+    silent_gate_for: Callable[[Store, tuple[str, ...]], Gate]
+    """The same doors, but with nobody behind them, and answering from another store."""
     clock: Clock
     ids: Ids
     autonomy: Autonomy

@@ -19,11 +19,12 @@ from holdfast.checkpoints.serialization import declared_types
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, NotFound
 from holdfast.contracts.ids import TenantId
+from holdfast.contracts.ports import Store
 from holdfast.contracts.tenancy import Principal
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
-from holdfast.gateway.providers import Providers
+from holdfast.gateway.providers import Providers, SilentProviders
 from holdfast.gateway.sending import Sender, SendTerms
 from holdfast.gateway.tools import ToolExecutor
 from holdfast.graphs.govern import assert_governed, govern
@@ -116,7 +117,6 @@ async def database_url(settings: Settings, stack: AsyncExitStack) -> str:
 
 def _doors(settings: Settings, store: PostgresStore) -> Doors:
     clock, ids, dice = SystemClock(), SystemIds(), SystemDice()
-    providers = Providers(settings.routes, settings.model)
     prices = Prices(
         {name: (price.input_usd_per_million, price.output_usd_per_million) for name, price in settings.prices.items()}
     )
@@ -124,8 +124,11 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
     files = [_policy_text(path) for path in settings.policy_files]
 
     @cache
-    def gate_for(texts: tuple[str, ...]) -> Gate:
-        policy = CedarPolicy([default_text(), *files, *texts])
+    def policy_for(texts: tuple[str, ...]) -> CedarPolicy:
+        return CedarPolicy([default_text(), *files, *texts])
+
+    def gate(store: Store, texts: tuple[str, ...], providers: Providers) -> Gate:
+        policy = policy_for(texts)
         models = ModelGateway(
             journal=store.journal,
             ledger=store.ledger,
@@ -142,10 +145,13 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
         )
         return Gate(models, executor, policy.version)
 
+    providers = Providers(settings.routes, settings.model)
+    gate_for = cache(lambda texts: gate(store, texts, providers))
     gate_for(())  # a policy that is not sound is found at start
     return Doors(
         store=store,
         gate_for=gate_for,
+        silent_gate_for=lambda other, texts: gate(other, texts, SilentProviders(settings.routes, settings.model)),
         clock=clock,
         ids=ids,
         autonomy=settings.autonomy or Autonomy.SUPERVISED,

@@ -199,6 +199,13 @@ def resume(
 
 
 @app.command()
+def replay(run_id: RunId, by: Traveller, tenant: Tenant = None, as_json: Json = False) -> int:
+    """Execute a run again against its record, touching nothing, and say where today's code does otherwise."""
+    session = _session(as_json)
+    return _done(travelling.replay(session, run_id, tenant=tenant, by=by))
+
+
+@app.command()
 def events(
     run_id: Annotated[
         str | None, typer.Argument(metavar="RUN", help="The run's id; with --verify, all when left out.")

@@ -9,6 +9,7 @@ from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.chain import Verification
 from holdfast.contracts.events import Event
 from holdfast.contracts.runs import Run, RunResult
+from holdfast.runtime.replay import ReplayReport
 from holdfast.runtime.runtime import RunReport
 from holdfast.runtime.travel import HistoryEntry
 
@@ -84,6 +85,25 @@ def call_document(call: CallRecord) -> Document:
 def approval_document(approval: Approval) -> Document:
     """What a person is asked, and what became of it."""
     return approval.model_dump(mode="json")
+
+
+def replay_document(report: ReplayReport) -> Document:
+    """What became of a replay, and where it left the record."""
+    stop = report.stop
+    return {
+        "run_id": report.run.run_id,
+        "same": report.same,
+        "differences": list(report.differences),
+        "graph_version": report.graph_version,
+        "recorded_version": report.run.graph_version,
+        "status": report.status.value,
+        "recorded_status": report.run.status.value,
+        "stopped_at": None if stop is None else {"node": stop.node, "name": stop.name, "why": stop.why},
+        "error": None if report.error is None else report.error.model_dump(mode="json"),
+        "output": report.output,
+        "calls": [call_document(each) for each in report.calls],
+        "left_out": [call_document(each) for each in report.left_out],
+    }
 
 
 def verification_document(found: Verification) -> Document:

@@ -20,6 +20,7 @@ from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import Event
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.runs import Run, RunResult, RunStatus
+from holdfast.runtime.replay import ReplayReport
 from holdfast.runtime.runtime import RunReport
 from holdfast.runtime.travel import HistoryEntry
 
@@ -177,6 +178,23 @@ def history(console: Console, entries: Sequence[HistoryEntry]) -> None:
         for one in entry.written:
             wrote = json.dumps(one.values, ensure_ascii=False, default=str) if one.error is None else one.error
             console.print(Text(f"    {one.node}: {_shortened(wrote)}", style="dim"), soft_wrap=True)
+
+
+def replay(console: Console, report: ReplayReport) -> None:
+    """Call by call, what was answered from the record; and what is not as it was recorded."""
+    for call in report.calls:
+        line = Text.assemble("replayed  ", (call.identity.site.node, "bold"), f"  {call.identity.name}  {call.status}")
+        console.print(line, soft_wrap=True)
+    for difference in report.differences:
+        console.print(Text(f"differs   {difference}", style="red"), soft_wrap=True)
+    run, version = report.run, report.graph_version
+    code = (
+        "the recorded version"
+        if version == run.graph_version
+        else f"version {version}, recorded with {run.graph_version}"
+    )
+    verdict = "does the same" if report.same else "does not do the same"
+    console.print(Text(f"run {run.run_id} ({run.status.value}): {code} of {run.graph_name} {verdict}"), soft_wrap=True)
 
 
 def events(console: Console, log: Sequence[Event]) -> None:

@@ -68,6 +68,19 @@ async def resume(
         return await _followed(session, runtime, handle, detach=detach)
 
 
+async def replay(session: Session, run_id: str, *, tenant: str | None, by: str) -> Exit:
+    """Execute a run again against its record; the exit code tells whether the code does the same."""
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime() as runtime:
+        await _served(runtime, run_id, chosen)
+        report = await runtime.replay(run_id, tenant=chosen, by=by)
+    if session.as_json:
+        render.json_document(session.console, documents.replay_document(report))
+    else:
+        render.replay(session.console, report)
+    return Exit.OK if report.same else Exit.RUN_FAILED
+
+
 async def _served(runtime: Runtime, run_id: str, tenant: str) -> Run:
     """The run, its graph being one that this process knows; raises what keeps it from that."""
     run = (await runtime.show(run_id, tenant=tenant)).run

@@ -1,5 +1,6 @@
 """Back in a run's history and on from it, by the command line: real settings, a real database."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,28 @@ def test_cancelled_run_is_resumed_as_a_new_one(project: Project) -> None:
     assert (queued.code, queued.json["status"], queued.json["resumed_from"]) == (0, "queued", run_id)
     again = project.holdfast("resume", run_id, "--by", "olga")
     assert (again.code, "was followed by" in again.complaint) == (2, True)
+
+
+def test_replay_says_by_its_exit_code_whether_the_code_does_the_same(project: Project) -> None:
+    run_id, approval = asked(project)
+    waiting = project.holdfast("replay", run_id, "--by", "olga", "--json")
+    assert (waiting.code, waiting.json["same"], waiting.json["status"]) == (0, True, "interrupted")
+    assert project.holdfast("approve", approval, "--by", "dana").code == 0
+    same = project.holdfast("replay", run_id, "--by", "olga")
+    assert (same.code, "does the same" in same.out, "replayed  work  pay  returned" in same.out) == (0, True, True)
+    changed = (
+        (project.folder / "my_graphs.py")
+        .read_text(encoding="utf-8")
+        .replace('"amount": state["text"]', '"amount": "1.00"')
+    )
+    (project.folder / "my_graphs.py").write_text(changed, encoding="utf-8")
+    sys.modules.pop("my_graphs")
+    other = project.holdfast("replay", run_id, "--by", "olga")
+    assert (other.code, "differs   node work: it no longer asks for pay as it had asked" in other.out) == (1, True)
+    told = project.holdfast("replay", run_id, "--by", "olga", "--json").json
+    assert told["stopped_at"]["node"] == "work"
+    assert told["graph_version"] != told["recorded_version"]
+    assert [call["name"] for call in told["left_out"]] == ["pay"]
 
 
 def test_who_may_not_and_what_is_not_there_is_said_in_a_line(project: Project) -> None:

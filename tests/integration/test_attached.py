@@ -82,6 +82,7 @@ class Host:
         doors = Doors(
             store=desk.store,
             gate_for=lambda policies: Gate(models, executor, version),
+            silent_gate_for=lambda store, policies: Gate(models, executor, version),
             clock=desk.clock,
             ids=desk.ids,
             autonomy=desk.autonomy,

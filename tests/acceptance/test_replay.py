@@ -1,0 +1,263 @@
+"""A run executed again against its record: the same code does the same, other code is told apart, and no more."""
+
+import operator
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import psycopg
+import pytest
+from langchain_core.messages import AIMessage, AnyMessage
+from langgraph.func import task
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime as NodeRuntime
+from langgraph.types import Send, interrupt
+from offices import Office
+from psycopg import sql
+from typing_extensions import TypedDict
+
+from holdfast import Limits, RunContext, RunStatus, ToolCall, govern, tool
+from holdfast.contracts.errors import AuthError, Conflict, NotFound, PermanentDependency, PolicyDenied
+from holdfast.graphs.refund_desk import graph as desk
+from holdfast.graphs.refund_desk import sample, store
+from holdfast.runtime.runtime import RunHandle, Runtime
+from holdfast.testing.scripted import Script, scripted
+
+IN_TIME = 20.0
+
+
+class State(TypedDict, total=False):
+    order: str
+    part: str
+    messages: Annotated[list[AnyMessage], add_messages]
+    log: Annotated[list[str], operator.add]
+
+
+class Handled(TypedDict, total=False):
+    log: Annotated[list[str], operator.add]
+
+
+class Works:
+    """A fan-out over parts, each handled by a subgraph with a `@task`, a model, a tool and a person; then a report.
+    What the code does can be changed between recording and replay."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.sent: list[str] = []
+        """What the tool was called with, outside."""
+        self.price = "10.00"
+        self.asks = True
+        self.reports = "report"
+        self.ending = "end"
+        self.trouble: Exception | None = None
+        self.version = "1"
+
+    def graph(self) -> Any:
+        @tool(effect="external")
+        async def pay(part: str, amount: str, *, call: ToolCall) -> dict[str, str]:
+            """Pay for a part."""
+            self.sent.append(part)
+            if self.trouble is not None:
+                raise self.trouble
+            return {"paid": part}
+
+        @task
+        async def think(part: str) -> str:
+            reply = await holdfast_models().call(f"think about {part}")
+            return reply.content
+
+        async def plan(state: State, runtime: NodeRuntime[RunContext]) -> State:
+            reply = await runtime.context.models.call(f"plan {state['order']}")
+            return {"log": [reply.content], "messages": [AIMessage(reply.content)]}
+
+        def parts(state: State) -> list[Send]:
+            return [Send("handle", {"part": part}) for part in ("a", "b", "c")]
+
+        async def consider(state: State) -> State:
+            return {"log": [f"{state['part']}: {await think(state['part'])}"]}
+
+        async def settle(state: State, runtime: NodeRuntime[RunContext]) -> State:
+            result = await runtime.context.tools.call("pay", {"part": state["part"], "amount": self.price})
+            return {"log": [f"{state['part']}: {result.status}"]}
+
+        async def agree(state: State) -> State:
+            return {"log": [f"{state['part']}: {interrupt('fine?') if self.asks else 'not asked'}"]}
+
+        async def report(state: State, runtime: NodeRuntime[RunContext]) -> State:
+            reply = await runtime.context.models.call(f"{self.reports} {sorted(state['log'])}")
+            return {"log": [reply.content, self.ending]}
+
+        inner = StateGraph(State, context_schema=RunContext, output_schema=Handled)
+        inner.add_node("consider", consider).add_node("settle", settle).add_node("agree", agree)
+        inner.add_edge(START, "consider").add_edge("consider", "settle").add_edge("settle", "agree")
+        outer = StateGraph(State, context_schema=RunContext)
+        outer.add_node("plan", plan).add_node("handle", inner.compile()).add_node("report", report)
+        outer.add_edge(START, "plan").add_conditional_edges("plan", parts, ["handle"])
+        outer.add_edge("handle", "report").add_edge("report", END)
+        return govern(outer.compile(), name="works", version=self.version, tools=[pay], default_model=self.script.model)
+
+    async def recorded(self, runtime: Runtime, **options: Any) -> RunHandle:
+        """A run that has ended, everybody having said yes."""
+        run = await runtime.start(self.graph(), {"order": "o"}, tenant="acme", **options)
+        while (result := await run.result(IN_TIME)).status is RunStatus.INTERRUPTED:
+            for question in result.approvals:
+                decision: Any = "respond" if question.tool_name is None else "approve"
+                value = "fine" if decision == "respond" else None
+                await runtime.decide(question.id, decision, value=value, by="dana")
+        return run
+
+
+def holdfast_models() -> Any:
+    from holdfast import current
+
+    return current().models
+
+
+@pytest.fixture
+def works() -> Iterator[Works]:
+    def answer(request: Any) -> str:
+        return f"on {request.messages[-1]['content']}"
+
+    with scripted("works", *[answer] * 50) as script:
+        yield Works(script)
+
+
+async def everything(office: Office) -> dict[str, Any]:
+    """A digest of every table but the one in which workers say that they are there."""
+    async with await psycopg.AsyncConnection.connect(office.urls.admin) as conn:
+        names = await conn.execute(
+            "select tablename from pg_tables where schemaname = 'public' and tablename <> 'workers'"
+        )
+        found = {}
+        for (name,) in await names.fetchall():
+            query = sql.SQL("select count(*), md5(string_agg(t::text, '|' order by t::text)) from {} t")
+            found[name] = await (await conn.execute(query.format(sql.Identifier(name)))).fetchone()
+    return found
+
+
+async def test_refund_desk_is_replayed_with_its_specialists_and_its_approval(office: Office, tmp_path: Any):
+    ledger = store.configure(tmp_path / "refunds.sqlite3")
+    async with office.open(graphs=[desk]) as runtime:
+        run = await runtime.start(desk, {"email": sample("large")}, tenant="acme")
+        result = await run.result(IN_TIME)
+        for question in result.approvals:
+            await runtime.decide(question.id, "approve", by="dana")
+        result = await run.result(IN_TIME)
+        assert result.status is RunStatus.COMPLETED, result.error
+        recorded = (await runtime.show(run.id, tenant="acme")).calls
+        paid, before = len(ledger.refunds()), await everything(office)
+        report = await runtime.replay(run.id, tenant="acme", by="olga")
+        assert await everything(office) == before, "a replay writes nothing"
+    assert (report.differences, report.left_out, report.stop) == ((), [], None)
+    assert report.same
+    assert {call.call_id for call in report.calls} == {call.call_id for call in recorded}
+    assert report.output == result.output
+    assert len(ledger.refunds()) == paid
+
+
+async def test_fan_out_over_subgraphs_with_tasks_tools_and_questions_is_replayed_exactly(office: Office, works: Works):
+    async with office.open() as runtime:
+        run = await works.recorded(runtime)
+        recorded, asked, sent = (await runtime.show(run.id, tenant="acme")).calls, works.script.sends, list(works.sent)
+        before = await everything(office)
+        report = await runtime.replay(run.id, tenant="acme", by="olga")
+        assert await everything(office) == before
+    assert report.differences == ()
+    assert sorted(call.call_id for call in report.calls) == sorted(call.call_id for call in recorded)
+    assert len(recorded) == 8
+    assert (works.script.sends, works.sent) == (asked, sent), "nobody was asked, and nothing was sent"
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"price": "11.00"}, "settle", "no longer asks for pay"),
+        ({"reports": "summarise"}, "report", "call of scripted:"),
+        ({"asks": False}, "report", "call of scripted:"),
+        ({"ending": "the end"}, None, "the output's 'log' is another one"),
+    ],
+)
+async def test_other_code_is_told_apart_at_the_first_thing_that_it_does_otherwise(
+    office: Office, works: Works, change: dict[str, Any], where: str | None, words: str
+):
+    async with office.open() as runtime:
+        run = await works.recorded(runtime)
+        for name, value in change.items():
+            setattr(works, name, value)
+        works.version = "2"
+        runtime.register(works.graph())
+        asked, sent, before = works.script.sends, list(works.sent), await everything(office)
+        report = await runtime.replay(run.id, tenant="acme", by="olga")
+        assert await everything(office) == before
+    assert (report.same, report.graph_version) == (False, "2")
+    assert words in " ".join(report.differences)
+    assert (None if report.stop is None else report.stop.node) == where
+    assert (works.script.sends, works.sent) == (asked, sent)
+
+
+async def test_second_run_of_a_thread_is_replayed_from_where_it_began(office: Office, works: Works):
+    async with office.open() as runtime:
+        await works.recorded(runtime, thread="long")
+        second = await works.recorded(runtime, thread="long")
+        report = await runtime.replay(second.id, tenant="acme", by="olga")
+    assert report.differences == ()
+    assert len(report.calls) == 8
+    assert len(report.output["log"]) == 2 * 12
+
+
+async def test_fork_and_resumed_run_are_replayed_with_what_was_recorded_for_them(office: Office, works: Works):
+    async with office.open() as runtime:
+        run = await works.recorded(runtime, thread="works")
+        [at] = [each for each in await runtime.history("works", tenant="acme", by="olga") if each.next == ("report",)]
+        fork = await runtime.fork("works", at=at.checkpoint_id, tenant="acme", by="olga", values={"log": ["changed"]})
+        assert (await fork.result(IN_TIME)).status is RunStatus.COMPLETED
+        short = await works.recorded(runtime, thread="short", limits=Limits(max_model_calls=4))
+        assert (await short.result(IN_TIME)).status is RunStatus.FAILED
+        resumed = await runtime.resume(short.id, tenant="acme", by="olga", limits=Limits(max_model_calls=9))
+        assert (await resumed.result(IN_TIME)).status is RunStatus.COMPLETED
+        reports = [await runtime.replay(each.id, tenant="acme", by="olga") for each in (run, fork, short, resumed)]
+    assert [report.differences for report in reports] == [()] * 4
+    assert [len(report.calls) for report in reports] == [8, 1, 7, 1]
+    assert reports[2].stop is None
+    assert reports[2].status is RunStatus.FAILED
+
+
+async def test_run_that_waits_or_was_stopped_is_replayed_up_to_there(office: Office, works: Works):
+    async with office.open() as runtime:
+        run = await runtime.start(works.graph(), {"order": "o"}, tenant="acme")
+        assert (await run.result(IN_TIME)).status is RunStatus.INTERRUPTED
+        waiting = await runtime.replay(run.id, tenant="acme", by="olga")
+        await run.cancel(by="dana")
+        stopped = await runtime.replay(run.id, tenant="acme", by="olga")
+    assert (waiting.differences, waiting.status, len(waiting.calls)) == ((), RunStatus.INTERRUPTED, 4)
+    assert len(stopped.calls) == 4
+
+
+async def test_failure_that_is_recorded_is_replayed_as_the_same_failure(office: Office, works: Works):
+    works.trouble = PermanentDependency("the bank is closed")
+    with scripted("refusing", AuthError("the key was refused")) as script:
+        works.script = script
+        async with office.open() as runtime:
+            run = await runtime.start(works.graph(), {"order": "o"}, tenant="acme")
+            assert (await run.result(IN_TIME)).status is RunStatus.FAILED
+            report = await runtime.replay(run.id, tenant="acme", by="olga")
+    assert (report.differences, report.status) == ((), RunStatus.FAILED)
+    assert report.error is not None
+    assert (report.error.error_type, report.error.step_name) == ("auth_error", "plan")
+
+
+async def test_replay_is_for_those_who_may_and_for_runs_that_rest(office: Office, works: Works):
+    async with office.open(worker=False) as runtime:
+        run = await runtime.start(works.graph(), {"order": "o"}, tenant="acme")
+        with pytest.raises(Conflict, match="is queued: it is still being recorded"):
+            await runtime.replay(run.id, tenant="acme", by="olga")
+        await run.cancel(by="dana")
+        with pytest.raises(Conflict, match="never came to a checkpoint"):
+            await runtime.replay(run.id, tenant="acme", by="olga")
+        with pytest.raises(PolicyDenied, match="role admin or operator"):
+            await runtime.replay(run.id, tenant="acme", by="dana")
+        with pytest.raises(NotFound):
+            await runtime.replay(run.id, tenant="bolt", by="mallory")
+    async with office.open(worker=False) as runtime:
+        with pytest.raises(NotFound, match="no graph is named 'works'"):
+            await runtime.replay(run.id, tenant="acme", by="olga")
