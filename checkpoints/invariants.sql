@@ -131,7 +131,7 @@ select format('budget %s of a %s', budget_id, kind) as subject,
 
 -- name: steps_are_the_tasks_that_started
 -- A run has spent one step for each task of its graph that was started, however often, beside those that it inherited,
--- and no more than it may.
+-- and no more than it may. (Not asked of a run whose events were pruned.)
 select format('run %s', b.budget_id) as subject,
        format('%s steps counted, %s tasks started, %s allowed', b.spent_steps, started.steps, b.max_steps) as detail
   from budgets b
@@ -139,7 +139,8 @@ select format('run %s', b.budget_id) as subject,
        select count(distinct e.task_id) + coalesce((b.inherited ->> 'steps')::bigint, 0) as steps
          from events e
         where e.run_id = b.run_id and e.kind = 'node.started') started
- where b.kind = 'run' and (b.spent_steps <> started.steps or b.spent_steps > b.max_steps);
+ where b.kind = 'run' and (b.spent_steps <> started.steps or b.spent_steps > b.max_steps)
+   and not exists (select from run_heads h where h.run_id = b.run_id and h.anchor_seq > 0);
 
 -- name: a_limit_is_passed_only_by_unforeseen_usage
 -- Spent and reserved stay within a limit, unless a call has used more than it reserved. (A tenant's limits can be
@@ -207,14 +208,15 @@ select format('approval %s', a.approval_id) as subject,
  where a.status = 'pending' and r.status in ('completed', 'failed', 'cancelled');
 
 -- name: events_have_no_gaps
--- A run's events are numbered from 1 without a gap, and its head is the last of them.
+-- A run's events are numbered without a gap, from 1 or from the anchor on, and its head is the last of them.
 select format('run %s', r.run_id) as subject,
-       format('%s events up to %s, head at %s', seen.events, seen.last, h.seq) as detail
+       format('%s events up to %s, head at %s, anchor at %s', seen.events, seen.last, h.seq, h.anchor_seq) as detail
   from runs r
   left join run_heads h using (run_id)
  cross join lateral (
        select count(*) as events, max(e.seq) as last, min(e.seq) as first from events e where e.run_id = r.run_id) seen
- where seen.first is distinct from 1 or seen.last is distinct from seen.events or seen.last is distinct from h.seq;
+ where seen.first is distinct from h.anchor_seq + 1 or seen.last is distinct from h.anchor_seq + seen.events
+    or seen.last is distinct from h.seq;
 
 -- name: events_are_chained
 -- Each event's hash follows from the event before it, the first one's from the anchor, and the head has that of the last.
@@ -239,21 +241,34 @@ select format('run %s', h.run_id), format('the head has not the hash of event %s
  where h.hash is distinct from last.hash;
 
 -- name: a_run_has_the_event_of_its_end
--- The last event of a run that has ended says how, and a run that has not ended has no such event. (After it comes only
--- that another run goes on from it.)
+-- The last event of a run that has ended says how, and a run that has not ended has no such event. (After it come only
+-- runs that go on from it, holds and pruning.)
 select format('run %s', r.run_id) as subject, format('%s; its events end with %s', r.status, ends.last) as detail
   from runs r
  cross join lateral (
        select count(*) filter (where e.kind in ('run.completed', 'run.failed', 'run.cancelled')) as finals,
-              (array_agg(e.kind order by e.seq desc) filter (where e.kind not in ('run.forked', 'run.resumed')))[1] as last
+              (array_agg(e.kind order by e.seq desc) filter (where e.kind not in (
+                   'run.forked', 'run.resumed', 'run.held', 'run.hold_lifted', 'run.pruned')))[1] as last
          from events e
         where e.run_id = r.run_id) ends
  where case when r.status in ('completed', 'failed', 'cancelled')
             then ends.finals <> 1 or ends.last is distinct from 'run.' || r.status
             else ends.finals > 0 end;
 
+-- name: only_what_has_ended_is_pruned
+-- A run of which events were pruned has ended, and one of which all were pruned that may be has the event of that.
+select format('run %s', r.run_id) as subject,
+       format('%s, anchored at %s, and %s', r.status, h.anchor_seq,
+              case when r.events_pruned then 'marked as pruned without the event of it' else 'not ended' end) as detail
+  from runs r
+  join run_heads h using (run_id)
+ where h.anchor_seq > 0 and r.finished_at is null
+    or r.events_pruned
+       and not exists (select from events e where e.run_id = r.run_id and e.kind = 'run.pruned' and e.seq > h.anchor_seq);
+
 -- name: a_call_has_the_events_of_its_life
--- A call has the event of its intent and, once it has an outcome, the event of that.
+-- A call has the event of its intent and, once it has an outcome, the event of that. (Not on a thread with a run whose
+-- events were pruned.)
 select format('call %s', c.call_id) as subject,
        format('%s, with the events: %s', c.status, coalesce(seen.kinds, 'none')) as detail
   from calls c
@@ -265,10 +280,12 @@ select format('call %s', c.call_id) as subject,
               bool_or(e.kind = 'call.unknown') as unknown
          from events e
         where e.call_id = c.call_id) seen
- where seen.intended is not true
-    or c.status = 'returned' and seen.returned is not true
-    or c.status = 'failed' and seen.failed is not true
-    or c.status = 'unknown' and seen.unknown is not true;
+ where (seen.intended is not true
+        or c.status = 'returned' and seen.returned is not true
+        or c.status = 'failed' and seen.failed is not true
+        or c.status = 'unknown' and seen.unknown is not true)
+   and not exists (
+       select from runs r join run_heads h using (run_id) where r.thread_id = c.thread_id and h.anchor_seq > 0);
 
 -- name: a_row_belongs_to_its_runs_tenant
 -- Whatever belongs to a run, a thread or a budget belongs to the same tenant.

@@ -81,6 +81,11 @@ async def _resumed(conn: Connection, request: RunRequest, resumed: Resumed, run_
         attached=origin["attached"],
         followed_by=origin["followed_by"],
     )
+    if origin["pruned"]:
+        # From the beginning its calls would be other ones, and happen again.
+        raise Conflict(
+            f"the checkpoints of run {resumed.run_id} were pruned, so nothing can go on from it; start a new run"
+        )
     await set_aside_withdrawn(conn, request.tenant.tenant_id, origin["thread_id"])
     facts = {"from": resumed.run_id, "to": run_id, "by": resumed.by}
     return Place(

@@ -28,6 +28,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.ports import Ids
+from holdfast.contracts.retention import LegalHold
 from holdfast.contracts.runs import Owner, Run, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.policies.refusal import refusal
@@ -229,6 +230,7 @@ def _run(row: Mapping[str, Any]) -> Run:
         forked_at=row["forked_at"],
         resumed_from=_run_id(row["resumed_from"]),
         fork=row["fork"],
+        legal_hold=None if row["legal_hold"] is None else LegalHold.model_validate(row["legal_hold"]),
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["finished_at"],

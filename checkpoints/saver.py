@@ -25,7 +25,7 @@ from langgraph.checkpoint.base import (
     get_serializable_checkpoint_metadata,
 )
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES, _aexecute, _keep_latest, _refuse_delta_threads
+from langgraph.checkpoint.postgres.base import PRUNE_STRATEGIES
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
@@ -33,6 +33,7 @@ from psycopg.rows import DictRow, dict_row
 from holdfast.checkpoints.arrays import NULL, bytes_field, integer_field, text_field
 from holdfast.checkpoints.containment import contains
 from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.pruning import delete_threads, keep_latest, refuse_delta_threads
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.resealing import seal_thread
 from holdfast.checkpoints.rows import Row, Rows
@@ -241,10 +242,10 @@ class FencedSaver(AsyncPostgresSaver):
             await self._delete(threads)
             return
         async with self._cursor() as cursor:
-            await _aexecute(cursor, _refuse_delta_threads(threads))
+            await refuse_delta_threads(cursor, threads)
         for thread in threads:
             async with self._fenced(snapshot=True) as cursor:
-                await _aexecute(cursor, _keep_latest(thread))
+                await keep_latest(cursor, thread)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         self._blocking(self.adelete_for_runs(run_ids))
@@ -254,8 +255,7 @@ class FencedSaver(AsyncPostgresSaver):
 
     async def _delete(self, threads: Sequence[str]) -> None:
         async with self._fenced() as cursor:
-            for table in ("delete_checkpoints", "delete_blobs", "delete_writes"):
-                await cursor.execute(_SQL[table], {"threads": threads})
+            await delete_threads(cursor, threads)
 
     async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
         # The base class does it in a thread for the writes alone, which costs more than it frees.

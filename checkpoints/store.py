@@ -7,6 +7,7 @@ from holdfast.checkpoints.heartbeat import PostgresHeartbeat
 from holdfast.checkpoints.journal import PostgresJournal
 from holdfast.checkpoints.leases import PostgresLeases
 from holdfast.checkpoints.ledger import PostgresLedger
+from holdfast.checkpoints.retention import PostgresRetention
 from holdfast.checkpoints.runs import PostgresRuns
 from holdfast.checkpoints.tenants import PostgresTenants
 from holdfast.checkpoints.workers import PostgresWorkers
@@ -24,6 +25,7 @@ class PostgresStore:
         self.ledger = PostgresLedger(database, ids)
         self.events = PostgresEvents(database, ids)
         self.approvals = PostgresApprovals(database, ids)
+        self.retention = PostgresRetention(database)
         self.tenants = PostgresTenants(database, ids)
         self.workers = PostgresWorkers(database)
 

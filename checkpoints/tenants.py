@@ -13,6 +13,8 @@ from holdfast.contracts.ports import Ids
 from holdfast.contracts.tenancy import Principal, Tenant
 
 _SQL = load_queries(__name__, "tenants.sql")
+_BESIDE = ("retention", "legal_hold")
+"""Terms in columns of their own: the version that did not know them refuses terms that it does not know."""
 _UNLIMITED = Limits.model_validate(dict.fromkeys(Limits.model_fields))
 
 
@@ -26,7 +28,9 @@ class PostgresTenants:
     async def put(self, tenant: Tenant) -> None:
         terms = {
             "tenant_id": tenant.tenant_id,
-            "terms": Jsonb(tenant.model_dump(mode="json")),
+            "terms": Jsonb(tenant.model_dump(mode="json", exclude=set(_BESIDE))),
+            "retention": Jsonb(tenant.retention.model_dump(mode="json")),
+            "legal_hold": tenant.legal_hold,
             "budget_id": self._ids.new(),
         }
         async with self._database.tenant(tenant.tenant_id) as conn:
@@ -50,7 +54,7 @@ class PostgresTenants:
             row = await (await conn.execute(_SQL["get_tenant"], {"tenant_id": tenant_id})).fetchone()
         if row is None:
             raise unknown_tenant(tenant_id)
-        return Tenant.model_validate(row["terms"])
+        return Tenant.model_validate(row["terms"] | {name: row[name] for name in _BESIDE})
 
     async def names(self, *, principal: Principal) -> Sequence[TenantId]:
         seen = None if principal.tenants is None else list(principal.tenants)

@@ -1,8 +1,10 @@
 -- name: put_tenant
 -- Write a tenant's terms; a tenant keeps the budget that it was made with.
-insert into tenants (tenant_id, terms, budget_id)
-values (%(tenant_id)s, %(terms)s, %(budget_id)s)
-    on conflict (tenant_id) do update set terms = excluded.terms, updated_at = clock_timestamp()
+insert into tenants (tenant_id, terms, budget_id, retention, legal_hold)
+values (%(tenant_id)s, %(terms)s, %(budget_id)s, %(retention)s, %(legal_hold)s)
+    on conflict (tenant_id) do update
+   set terms = excluded.terms, retention = excluded.retention, legal_hold = excluded.legal_hold,
+       updated_at = clock_timestamp()
 returning budget_id;
 
 -- name: put_tenant_budget
@@ -15,7 +17,7 @@ values (%(budget_id)s, %(tenant_id)s, 'tenant', %(max_model_calls)s, %(max_tool_
 
 -- name: get_tenant
 -- A tenant's terms.
-select terms
+select terms, retention, legal_hold
   from tenants
  where tenant_id = %(tenant_id)s;
 

@@ -22,6 +22,7 @@ from holdfast.contracts.errors import (
 TRANSLATIONS: Mapping[type[psycopg.Error], type[HoldfastError]] = {
     errors.UniqueViolation: Conflict,
     errors.ExclusionViolation: Conflict,
+    errors.RestrictViolation: Conflict,
     errors.ForeignKeyViolation: NotFound,
     errors.DataError: InvalidRequest,
     errors.InvalidPassword: AuthError,

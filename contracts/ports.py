@@ -18,6 +18,7 @@ from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
+from holdfast.contracts.retention import Pruned
 from holdfast.contracts.runs import GraphVersion, Owner, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant
 from holdfast.contracts.workers import LiveWorker, ServedGraph, WantedVersion
@@ -351,6 +352,25 @@ class Approvals(Protocol):
         ...
 
 
+class Retention(Protocol):
+    """What a tenant's terms let go of, and what is held."""
+
+    async def hold(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, reason: str) -> Run:
+        """Put a legal hold on a run, whatever state it is in, with its event. `Conflict` when there is one already,
+        `NotFound` for a stranger."""
+        ...
+
+    async def lift(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, reason: str) -> Run:
+        """Take the hold off again, with its event. `Conflict` when there is none."""
+        ...
+
+    async def prune(self, tenant_id: TenantId, *, at_most: int = 10_000) -> Sequence[Pruned]:
+        """Take out what the tenant's terms let go of by now and nobody holds: about `at_most` rows, in commits of
+        their own, each with its event. Nothing while another process prunes for the tenant. Call it again until it
+        returns nothing."""
+        ...
+
+
 class Tenants(Protocol):
     """The tenants' terms."""
 
@@ -386,6 +406,8 @@ class Store(Protocol):
     def events(self) -> Events: ...
     @property
     def approvals(self) -> Approvals: ...
+    @property
+    def retention(self) -> Retention: ...
     @property
     def tenants(self) -> Tenants: ...
     @property

@@ -13,6 +13,7 @@ from holdfast.contracts.canonical import digest
 from holdfast.contracts.errors import AttemptsExhausted, RuntimeErrorRecord
 from holdfast.contracts.ids import RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits, Usage
+from holdfast.contracts.retention import LegalHold
 from holdfast.contracts.tenancy import TenantContext
 
 
@@ -186,6 +187,8 @@ class Run:
     """The ended run of its thread that it goes on for."""
     fork: str
     """The salt of its thread, where that is a fork; otherwise empty."""
+    legal_hold: LegalHold | None
+    """While there is one: nothing of the run is pruned or deleted."""
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -1,5 +1,7 @@
 """Who pays and is isolated, and who acts."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.contracts.ids import TenantId
@@ -34,6 +36,19 @@ class Principal(BaseModel):
         return self.tenants is None or tenant_id in self.tenants
 
 
+class RetentionTerms(BaseModel):
+    """How long a tenant's runs leave what. Only of runs that have ended; a worker takes it out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    events_days: int | None = Field(default=None, ge=0, le=36_500)
+    """Days from a run's end until its events are pruned; that of its end stays. None: they all stay."""
+    checkpoints: Literal["all", "keep_latest"] = "all"
+    """Which checkpoints of a thread stay once no run of it is open. With a delta channel in it all stay."""
+    checkpoints_days: int | None = Field(default=None, ge=0, le=36_500)
+    """Days from the end of a thread's last run until all its checkpoints go, and with them its state. None: never."""
+
+
 class Tenant(BaseModel):
     """A tenant's terms, from the configuration."""
 
@@ -48,3 +63,7 @@ class Tenant(BaseModel):
     """What all the tenant's runs together may use (its deadline and steps are not read); None: no such limit."""
     max_queued: int = Field(default=1000, ge=0)
     """Runs that may wait in the queue."""
+    retention: RetentionTerms = RetentionTerms()
+    """What is pruned, and when; by default nothing."""
+    legal_hold: bool = False
+    """Whether everything stays, whatever `retention` says."""

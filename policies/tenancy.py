@@ -2,11 +2,15 @@
 
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.errors import NotFound, PolicyDenied
+from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.tenancy import Principal, Tenant
 
 DECIDING_ROLES = frozenset({"approver", "admin"})
 """Either of these lets a principal decide approvals of its tenants."""
+
+LIFTING_ROLES = frozenset({"admin"})
+"""This lets a principal take a legal hold off again, after which the terms of retention delete what was held."""
 
 
 def effective_limits(tenant: Tenant, requested: Limits | None) -> Limits:
@@ -27,6 +31,24 @@ def effective_limits(tenant: Tenant, requested: Limits | None) -> Limits:
             resource=names,
         )
     return limits
+
+
+def require_may_hold(principal: Principal, tenant_id: TenantId, run_id: RunId, *, lifting: bool) -> None:
+    """Raise unless `principal` may put a legal hold on a run of the tenant; to lift one takes the role `admin`.
+
+    `NotFound` for one that does not belong to the tenant, `PolicyDenied` without such a role.
+    """
+    if not principal.may_act_for(tenant_id):
+        raise NotFound(f"tenant {tenant_id!r} has no run {run_id} for {principal.user_id!r}")
+    needed = LIFTING_ROLES if lifting else DECIDING_ROLES
+    if needed.isdisjoint(principal.roles):
+        raise PolicyDenied(
+            f"{principal.user_id!r} may not {'lift a hold' if lifting else 'hold runs'} of tenant {tenant_id!r}: that "
+            f"needs the role {' or '.join(sorted(needed))}",
+            rule="tenancy.hold",
+            action="lift" if lifting else "hold",
+            resource=run_id,
+        )
 
 
 def require_may_decide(principal: Principal, approval: Approval) -> None:

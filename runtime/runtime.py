@@ -17,7 +17,7 @@ from holdfast.contracts.runs import Run, RunRequest, RunResult, RunStatus
 from holdfast.contracts.tenancy import Principal, TenantContext
 from holdfast.policies import rulings
 from holdfast.policies.compatibility import unserved
-from holdfast.policies.tenancy import effective_limits, require_may_decide
+from holdfast.policies.tenancy import effective_limits, require_may_decide, require_may_hold
 from holdfast.policies.travel import require_may_travel
 from holdfast.runtime import inputs
 from holdfast.runtime.directory import Directory
@@ -32,6 +32,7 @@ from holdfast.runtime.wake import Wake
 from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
 
 _ADMITTED_INPUT_BYTES = 1_048_576
+_NO_REASON = "no reason was given"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,10 +307,29 @@ class Runtime:
         principal = self._directory.principal(by)
         run = await self._get(run_id, tenant)
         cancelled = await self.store.runs.request_cancel(
-            principal, run.tenant.tenant_id, run.run_id, reason=reason or "no reason was given"
+            principal, run.tenant.tenant_id, run.run_id, reason=reason or _NO_REASON
         )
         self._wake.ring()
         return cancelled
+
+    async def hold(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
+        """Put a legal hold on a run: nothing of its log is pruned, and no checkpoint of its thread deleted, until the
+        hold is lifted.
+
+        Raises `NotFound`, `PolicyDenied` (that takes the role `approver` or `admin`), `Conflict` (it is held already).
+        """
+        tenant_id, known = TenantId(tenant), RunId(uuid_text(run_id, what="run"))
+        principal = self._holder(by, tenant_id, known, lifting=False)
+        return await self.store.retention.hold(principal, tenant_id, known, reason=reason or _NO_REASON)
+
+    async def lift(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
+        """Take a legal hold off a run; the tenant's terms of retention hold for it again.
+
+        Raises `NotFound`, `PolicyDenied` (that takes the role `admin`), `Conflict` (it is not held).
+        """
+        tenant_id, known = TenantId(tenant), RunId(uuid_text(run_id, what="run"))
+        principal = self._holder(by, tenant_id, known, lifting=True)
+        return await self.store.retention.lift(principal, tenant_id, known, reason=reason or _NO_REASON)
 
     async def state(self, thread: str, *, tenant: str, at: str | None = None, by: str | Principal | None = None) -> Any:
         """The state that a thread has reached, as plain JSON: what a next run on it goes on from.
@@ -418,6 +438,11 @@ class Runtime:
         await reach(Mark.RUN_ADMITTED)
         self._wake.ring()
         return self._handle(run)
+
+    def _holder(self, by: str | Principal, tenant_id: TenantId, run_id: RunId, *, lifting: bool) -> Principal:
+        principal = self._directory.principal(by)
+        require_may_hold(principal, tenant_id, run_id, lifting=lifting)
+        return principal
 
     def _hydrate(self, graph: Any) -> Graph:
         return self._registry.latest(graph) if isinstance(graph, str) else self.register(graph)

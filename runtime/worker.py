@@ -15,7 +15,7 @@ from holdfast.contracts.classification import translated
 from holdfast.contracts.ids import RunId
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.patience import patient
-from holdfast.contracts.ports import Approvals, Workers
+from holdfast.contracts.ports import Approvals, Retention, Tenants, Workers
 from holdfast.contracts.runs import GraphVersion
 from holdfast.contracts.tenancy import Principal
 from holdfast.contracts.workers import ServedGraph
@@ -23,6 +23,7 @@ from holdfast.runtime.clock import boot_seconds
 from holdfast.runtime.coordinator import Coordinator
 from holdfast.runtime.holds import Holds
 from holdfast.runtime.leases import Hold, LeaseTerms
+from holdfast.runtime.pruning import Pruner
 from holdfast.runtime.registry import Registry
 from holdfast.runtime.wake import Wake
 from holdfast.telemetry.logs import logger
@@ -44,6 +45,8 @@ class WorkerTerms:
     """How often overdue approvals are looked for."""
     presence_seconds: float = 5.0
     """How often the worker says that it is there, and what it serves; who has missed two of these is gone."""
+    prune_seconds: float = 600.0
+    """How often what the tenants' terms let go of is pruned."""
     grace_seconds: float = 10.0
     """How long runs may go on to their next boundary when the worker shuts down."""
 
@@ -75,6 +78,8 @@ class Worker:
         registry: Registry,
         approvals: Approvals,
         workers: Workers,
+        retention: Retention,
+        tenants: Tenants,
         wake: Wake,
         terms: WorkerTerms,
     ) -> None:
@@ -85,6 +90,7 @@ class Worker:
         self._registry = registry
         self._approvals = approvals
         self._workers = workers
+        self._pruner = Pruner(retention, tenants, self._principal)
         self._wake = wake
         self._terms = terms
         self._announced: list[ServedGraph] | None = None
@@ -113,13 +119,14 @@ class Worker:
             watching = keepers.create_task(self._watch())
             expiring = keepers.create_task(self._every(self._terms.expiry_seconds, self._expire))
             showing = keepers.create_task(self._every(self._terms.presence_seconds, self._announce))
+            pruning = keepers.create_task(self._every(self._terms.prune_seconds, self._pruner.prune))
             async with asyncio.TaskGroup() as attempts:
                 try:
                     await self._claim_until_stopped(attempts)
                 finally:
                     showing.cancel()
                     await self._drain()
-            for keeper in (watching, expiring, beating):
+            for keeper in (watching, expiring, pruning, beating):
                 keeper.cancel()
 
     async def _claim_until_stopped(self, attempts: asyncio.TaskGroup) -> None:

@@ -188,8 +188,10 @@ def _worker(settings: Settings, doors: Doors, registry: Registry, wake: Wake, da
         registry=registry,
         approvals=doors.store.approvals,
         workers=doors.store.workers,
+        retention=doors.store.retention,
+        tenants=doors.store.tenants,
         wake=wake,
-        terms=WorkerTerms(slots=settings.worker.slots, lease=lease),
+        terms=WorkerTerms(slots=settings.worker.slots, lease=lease, prune_seconds=settings.worker.prune_seconds),
     )
 
 

@@ -274,6 +274,20 @@ def cancel(
 
 
 @app.command()
+def hold(
+    run_id: RunId,
+    by: By,
+    tenant: Tenant = None,
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="Take the hold off again.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Keep a run's events and checkpoints from being pruned or deleted."""
+    session = _session(as_json)
+    return _done(commands.hold(session, run_id, tenant=tenant, by=by, reason=reason, lifting=lift))
+
+
+@app.command()
 def worker() -> int:
     """Serve the graphs of langgraph.json until stopped."""
     session = _session(as_json=False)

@@ -177,6 +177,17 @@ async def cancel(session: Session, run_id: str, *, tenant: str | None, by: str, 
     return Exit.OK
 
 
+async def hold(session: Session, run_id: str, *, tenant: str | None, by: str, reason: str, lifting: bool) -> Exit:
+    """Put a legal hold on a run, or take it off."""
+    chosen = session.settings.tenant_or_default(tenant)
+    async with session.runtime() as runtime:
+        act = runtime.lift if lifting else runtime.hold
+        run = await act(run_id, tenant=chosen, by=by, reason=reason)
+    told = "held no more" if lifting else "held: nothing of it is pruned or deleted"
+    say(session, documents.run_document(run), f"run {run.run_id} is {told}")
+    return Exit.OK
+
+
 async def upgrade(session: Session, *, finish: bool) -> Exit:
     """Apply what the database lacks: of the pre migrations, and with `finish` of the post ones."""
     settings = session.settings

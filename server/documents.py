@@ -36,6 +36,7 @@ def run_document(run: Run) -> Document:
         "remaining_seconds": run.remaining_seconds,
         "output": run.output,
         "next_action": run.next_action,
+        "legal_hold": None if run.legal_hold is None else run.legal_hold.model_dump(mode="json"),
         "error": None if run.cause is None else run.cause.model_dump(mode="json"),
         "created_at": run.created_at.isoformat(),
         "finished_at": None if run.finished_at is None else run.finished_at.isoformat(),

@@ -19,6 +19,7 @@ from holdfast.contracts.chain import Verification
 from holdfast.contracts.errors import RuntimeErrorRecord
 from holdfast.contracts.events import Event
 from holdfast.contracts.limits import BudgetState, Limits, Usage
+from holdfast.contracts.retention import LegalHold
 from holdfast.contracts.runs import Run, RunResult, RunStatus
 from holdfast.runtime.replay import ReplayReport
 from holdfast.runtime.runtime import RunReport
@@ -101,6 +102,7 @@ def report(console: Console, report: RunReport) -> None:
             "tenant": run.tenant.tenant_id + (f", for {run.tenant.user_id}" if run.tenant.user_id else ""),
             "thread": run.thread_key,
             "status": Text.assemble(_status(run.status), ": dead") if run.dead else _status(run.status),
+            **({} if run.legal_hold is None else {"legal hold": _held(run.legal_hold)}),
             "attempt": f"{run.attempt} (at most {run.max_attempts} workers in a row may be lost)",
         },
     )
@@ -318,6 +320,10 @@ def _served_by(report: RunReport) -> str:
 def _those(runs: Sequence[Run]) -> str:
     versions = sorted({run.version for run in runs})
     return ", ".join(f"version {each.version} of {each.name}" for each in versions)
+
+
+def _held(hold: LegalHold) -> str:
+    return f"by {hold.by} since {hold.since:%Y-%m-%d}: {hold.reason}"
 
 
 def _count(number: int, what: str) -> str:

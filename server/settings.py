@@ -63,6 +63,8 @@ class WorkerTerms(BaseModel):
     """How long a node that was cancelled may clean up before it is left behind."""
     max_attempts: int = Field(default=5, ge=1, le=1000)
     """Workers that may be lost in a row on a run before it counts as dead. Recorded when the run is admitted."""
+    prune_seconds: float = Field(default=600.0, gt=0.0, le=86_400.0)
+    """How often what the tenants' terms let go of is pruned (`tenants`, `retention`)."""
 
 
 class TelemetryTerms(BaseModel):

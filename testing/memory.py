@@ -10,6 +10,7 @@ from holdfast.runtime.entropy import SystemIds
 from holdfast.testing.clock import VirtualClock
 from holdfast.testing.memory_calls import MemoryJournal, MemoryLedger
 from holdfast.testing.memory_inbox import MemoryApprovals, MemoryEvents, MemoryTenants
+from holdfast.testing.memory_retention import MemoryRetention
 from holdfast.testing.memory_runs import MemoryHeartbeat, MemoryLeases, MemoryRuns
 from holdfast.testing.memory_state import MemoryState
 from holdfast.testing.memory_workers import MemoryWorkers
@@ -27,6 +28,7 @@ class MemoryStore:
         self.ledger = MemoryLedger(state)
         self.events = MemoryEvents(state)
         self.approvals = MemoryApprovals(state)
+        self.retention = MemoryRetention(state)
         self.tenants = MemoryTenants(state)
         self.workers = MemoryWorkers(state)
 

@@ -221,7 +221,14 @@ class MemoryEvents:
         if not links:
             return None
         last = links[-1]
-        return Head(seq=last.seq, hash=last.hash, anchor_seq=0, anchor_hash=GENESIS, newest=last.seq)
+        anchor = self._state.tables.anchors.get(run_id)
+        return Head(
+            seq=last.seq,
+            hash=last.hash,
+            anchor_seq=anchor.seq if anchor else 0,
+            anchor_hash=anchor.hash if anchor else GENESIS,
+            newest=last.seq,
+        )
 
     async def logs(self, tenant_id: TenantId, *, after: RunId | None = None, limit: int = 1000) -> Sequence[RunId]:
         rows = self._state.tables.runs.values()

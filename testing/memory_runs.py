@@ -251,6 +251,7 @@ class MemoryRuns:
             forked_at=origin.checkpoint_id if isinstance(origin, Forked) else None,
             resumed_from=origin.run_id if isinstance(origin, Resumed) else None,
             fork=self._state.tables.salts.get(thread_id, ""),
+            legal_hold=None,
             created_at=now,
             started_at=now if request.attached else None,
             finished_at=None,

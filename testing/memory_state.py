@@ -21,7 +21,7 @@ from holdfast.contracts.runs import Owner, Run, RunStatus
 from holdfast.contracts.tenancy import Tenant
 from holdfast.contracts.workers import LiveWorker
 
-_Item = TypeVar("_Item")
+_Item = TypeVar("_Item", Event, Link)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,10 @@ class Tables:
     asked: dict[tuple[ThreadId, str], ApprovalId] = field(default_factory=dict)
     events: dict[RunId, tuple[Event, ...]] = field(default_factory=dict)
     links: dict[RunId, tuple[Link, ...]] = field(default_factory=dict)
+    anchors: dict[RunId, Link] = field(default_factory=dict)
+    """The last link that was pruned of each run."""
+    pruned: dict[RunId, bool] = field(default_factory=dict)
+    """The runs of which everything was pruned that may be."""
 
     def snapshot(self) -> "Tables":
         """The tables as they are now."""
@@ -154,7 +158,7 @@ class MemoryState:
         """Append events to a run's log, and chain them."""
         for draft in drafts:
             log, links = self.tables.events.get(run_id, ()), self.tables.links.get(run_id, ())
-            event = self._event(run_id, len(log) + 1, draft)
+            event = self._event(run_id, log[-1].seq + 1 if log else 1, draft)
             self.tables.events[run_id] = (*log, event)
             self.tables.links[run_id] = (*links, _link(event, links[-1].hash if links else GENESIS))
 
@@ -239,5 +243,5 @@ def _link(event: Event, previous: bytes) -> Link:
 
 
 def page(log: Sequence[_Item], *, after: int, limit: int) -> Sequence[_Item]:
-    """Up to `limit` of a log from 1 on, those with `seq > after`."""
-    return tuple(log[max(after, 0) :][: max(limit, 0)])
+    """Up to `limit` of a log, those with `seq > after`."""
+    return tuple(one for one in log if one.seq > after)[: max(limit, 0)]

@@ -231,6 +231,19 @@ def test_events_are_followed_as_they_commit_until_the_run_has_ended(project: Pro
     assert seen == project.holdfast("events", asked["run_id"], "--json").json
 
 
+def test_held_run_is_shown_as_held_until_an_admin_lifts_the_hold(project: Project) -> None:
+    run_id = project.holdfast("run", "thinker", "--input", TEXT, "--json").json["run_id"]
+    held = project.holdfast("hold", run_id, "--by", "dana", "--reason", "a claim", "--json")
+    assert (held.json["legal_hold"]["by"], held.json["legal_hold"]["reason"]) == ("dana", "a claim")
+    assert re.search(r"legal hold +by dana since .*: a claim", project.holdfast("show", run_id).out)
+    assert "held already, by 'dana': a claim" in project.holdfast("hold", run_id, "--by", "dana").complaint
+    refused = project.holdfast("hold", run_id, "--by", "dana", "--lift")
+    assert "needs the role admin" in refused.complaint
+    kinds = [event["kind"] for event in project.holdfast("events", run_id, "--json").json]
+    assert kinds[-2:] == ["run.completed", "run.held"]
+    assert project.holdfast("events", run_id, "--verify").code == 0
+
+
 def test_events_of_no_run_can_only_be_verified(project: Project) -> None:
     assert "say which run" in project.holdfast("events").complaint
     assert "neither --after nor --follow" in project.holdfast("events", "--verify", "--after", "3").complaint

@@ -22,7 +22,7 @@ from holdfast.contracts import errors
 from holdfast.contracts.classification import FOREIGN
 from holdfast.contracts.errors import RETRY_RULES, ErrorType, HoldfastError
 from holdfast.contracts.limits import Limits
-from holdfast.contracts.tenancy import Principal, Tenant
+from holdfast.contracts.tenancy import Principal, RetentionTerms, Tenant
 from holdfast.contracts.tools import ToolTerms
 from holdfast.policies.permissions import CedarPolicy, default_text
 from holdfast.server.cli import app
@@ -39,6 +39,7 @@ GROUPS: dict[str, type[BaseModel]] = {
 }
 NAMED: dict[str, type[BaseModel]] = {
     "tenants": Tenant,
+    "retention": RetentionTerms,
     "principals": Principal,
     "tools": ToolTerms,
     "prices": ModelPrice,

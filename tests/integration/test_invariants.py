@@ -27,6 +27,7 @@ from holdfast.contracts.errors import ErrorType, InvariantViolated
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.runs import Owner, RunStatus
+from holdfast.contracts.tenancy import RetentionTerms
 from holdfast.runtime.entropy import SystemIds
 from holdfast.testing.invariants import INVARIANTS, assert_invariants, check
 
@@ -238,6 +239,12 @@ ILLS = [
         "update events set kind = 'run.completed' where run_id = {running} and seq = 2",
     ),
     (
+        "only_what_has_ended_is_pruned",
+        """with gone as (delete from events where run_id = {running} and seq = 1 returning hash)
+           update run_heads set anchor_seq = 1, anchor_hash = gone.hash from gone where run_id = {running}""",
+    ),
+    ("only_what_has_ended_is_pruned", "update runs set events_pruned = true where run_id = {completed}"),
+    (
         "a_call_has_the_events_of_its_life",
         "update events set kind = 'node.completed' where run_id = {running} and kind = 'tool.intended'",
     ),
@@ -294,6 +301,18 @@ async def test_a_violation_is_told_of_the_tenant_that_has_it(healthy: Healthy):
 async def test_a_tenants_limit_may_be_lowered_below_what_it_spent(healthy: Healthy):
     scene = Scene(PostgresStore(healthy.database, SystemIds()))
     await scene.tenant(budget=Limits(max_tool_calls=0))
+    assert await healthy.broken() == []
+
+
+async def test_pruned_database_is_a_healthy_one(healthy: Healthy):
+    scene = Scene(PostgresStore(healthy.database, SystemIds()))
+    await scene.tenant(retention=RetentionTerms(events_days=0, checkpoints_days=0))
+    await scene.store.retention.hold(DANA, "acme", healthy.cancelled.run_id, reason="a claim")
+    pruned = [one.run_id for one in await scene.store.retention.prune("acme", at_most=7)]
+    assert await healthy.broken() == []
+    while more := await scene.store.retention.prune("acme"):
+        pruned += [one.run_id for one in more]
+    assert set(pruned) == {healthy.completed.run_id}
     assert await healthy.broken() == []
 
 

@@ -11,7 +11,7 @@ from holdfast.contracts.errors import DeadlineExceeded, NotFound, PolicyDenied
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.tenancy import Principal, Tenant
 from holdfast.policies.deadline import timeout_seconds
-from holdfast.policies.tenancy import effective_limits, require_may_decide
+from holdfast.policies.tenancy import effective_limits, require_may_decide, require_may_hold
 from holdfast.testing.clock import VirtualClock
 
 ACME = Tenant(tenant_id="acme", defaults=Limits(deadline_seconds=60, max_model_calls=7))
@@ -84,3 +84,27 @@ def test_a_timeout_is_what_is_left_of_the_deadline_and_no_more_than_its_cap():
     clock.advance(10)
     with pytest.raises(DeadlineExceeded, match="the mail"):
         timeout_seconds(deadline, 3, what="the mail")
+
+
+@pytest.mark.parametrize(
+    ("roles", "lifting", "may"),
+    [
+        (("approver",), False, True),
+        (("admin",), False, True),
+        (("clerk",), False, False),
+        (("approver",), True, False),
+        (("admin",), True, True),
+    ],
+)
+def test_a_hold_takes_a_deciding_role_and_lifting_it_an_admin(roles: tuple[str, ...], lifting: bool, may: bool):
+    principal = Principal(user_id="dana", tenants=("acme",), roles=roles)
+    if may:
+        require_may_hold(principal, "acme", "r", lifting=lifting)
+        return
+    with pytest.raises(PolicyDenied, match=r"'dana' may not .* needs the role .*admin"):
+        require_may_hold(principal, "acme", "r", lifting=lifting)
+
+
+def test_a_stranger_is_not_told_that_there_is_a_run_to_hold():
+    with pytest.raises(NotFound):
+        require_may_hold(Principal(user_id="mallory", tenants=("other",), roles=("admin",)), "acme", "r", lifting=True)
