@@ -21,7 +21,7 @@ from holdfast.contracts.errors import (
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
-from holdfast.contracts.ports import Leases, Runs, Store, Tenants, Workers
+from holdfast.contracts.ports import Leases, Retention, Runs, Store, Tenants, Workers
 from holdfast.contracts.runs import Owner, Run, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal
 from holdfast.runtime.trail import Trail
@@ -81,6 +81,7 @@ class RecordedStore:
         self.leases: Leases = store.leases
         self.heartbeat = store.heartbeat
         self.workers: Workers = store.workers
+        self.retention: Retention = store.retention
         self.tenants: Tenants = store.tenants
 
 

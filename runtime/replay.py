@@ -21,7 +21,7 @@ from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import Conflict, ReplayStopped, RuntimeErrorRecord
-from holdfast.contracts.events import Event
+from holdfast.contracts.events import Event, EventKind
 from holdfast.contracts.ids import RunId
 from holdfast.contracts.runs import Run, RunStatus, owner_of
 from holdfast.nodes.session import RunSession, entered_session
@@ -76,8 +76,8 @@ class Replayer:
     async def replay(self, run: Run) -> ReplayReport:
         """What the graph of that name does today with a run that has ended or waits.
 
-        Raises `NotFound` where no such graph is registered, `Conflict` for a run that is under way, is attached, or
-        never came to a checkpoint.
+        Raises `NotFound` where no such graph is registered, `Conflict` for a run that is under way, is attached, never
+        came to a checkpoint, or was pruned.
         """
         require_own_checkpoints(run.run_id, attached=run.attached)
         if not run.status.resting:
@@ -85,9 +85,11 @@ class Replayer:
                 f"run {run.run_id} is {run.status}: it is still being recorded, and can be replayed when it rests"
             )
         graph = self._registry.latest(run.graph_name)
+        events = [event async for event in self._events(run)]
+        if events[0].seq > 1 or any(event.kind is EventKind.RUN_PRUNED for event in events):
+            raise Conflict(f"of what was recorded of run {run.run_id} some was pruned, so it cannot be replayed")
         history = await self._history(run, graph)
         trail = Trail(history)
-        events = [event async for event in self._events(run)]
         store = RecordedStore(self._doors.store, run, trail, events, whose=await self._line_of(run))
         saver = await _memory(history, run, serde=self._saver_for(owner_of(run), graph).serde)
         session = await self._session(graph, run, store, trail)
@@ -154,7 +156,9 @@ class Replayer:
         saver = self._saver_for(owner_of(run), graph)
         history = [each async for each in saver.alist({"configurable": {"thread_id": run.thread_id}})]
         if not any(each.metadata.get(RUN_MARK) == run.run_id for each in history):
-            raise Conflict(f"run {run.run_id} never came to a checkpoint, so there is nothing to replay")
+            raise Conflict(
+                f"run {run.run_id} never came to a checkpoint that is still there, so there is nothing to replay"
+            )
         return history
 
     async def _line_of(self, run: Run) -> set[RunId]:

@@ -76,13 +76,15 @@ async def test_ended_run_is_pruned_verified_and_its_thread_begins_anew(office: O
     await assert_invariants(office.database)
 
 
-async def test_run_whose_checkpoints_are_gone_is_not_resumed(office: Office):
+async def test_run_whose_checkpoints_are_gone_is_neither_resumed_nor_replayed(office: Office):
     async with opened(office) as runtime:
         run = await runtime.start("talk", {"log": ["break"]}, tenant="acme")
         assert (await run.result(IN_TIME)).status is RunStatus.FAILED
         await pruned(runtime, run, times=2)
         with pytest.raises(Conflict, match=r"checkpoints .* were pruned"):
             await runtime.resume(run.id, tenant="acme", by="root")
+        with pytest.raises(Conflict, match="some was pruned"):
+            await runtime.replay(run.id, tenant="acme", by="root")
 
 
 async def test_held_run_is_not_pruned_until_an_admin_lifts_the_hold(office: Office):
