@@ -6,7 +6,7 @@ WORKERS ?= 2
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format types check wheel-test bench notebooks recording lock clean
+.PHONY: help setup demo test test-fast lint format types check wheel-test upstream bench notebooks recording lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ check: lint types test wheel-test ## all that CI runs, in the same order
 
 wheel-test: setup ## run the tests against the built wheel, outside the checkout
 	$(PY) tests/wheel.py
+
+upstream: setup ## run LangGraph's own tests on our saver: LANGGRAPH=its checkout, MODE=ours, theirs or governed
+	$(PY) tests/upstream/run.py $(LANGGRAPH) $(or $(MODE),ours)
 
 bench: setup ## measure, side by side with the alternatives
 	$(PY) -m benchmarks

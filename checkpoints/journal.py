@@ -20,7 +20,7 @@ from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.ledger import reserve, settle, usage_from_json, usage_to_json
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.records import Records, document, event_row
+from holdfast.checkpoints.records import Records, call_row, event_row
 from holdfast.checkpoints.sealed_documents import CALLS, Documents
 from holdfast.checkpoints.writer import Handed
 from holdfast.contracts.calls import (
@@ -73,11 +73,11 @@ class PostgresJournal:
     async def open(self, owner: Owner, intent: CallIntent, *, event: EventDraft) -> Opened:
         if owner.attached or intent.grant is not None:
             return await self._open_alone(owner, intent, event)
-        facts, request = _intent_facts(owner, intent), canonical(intent.request)
+        facts = _intent_facts(owner, intent)
         opened_at = await self._opened_together(owner, intent, facts, event)
         if opened_at is None:
             return await self._open_alone(owner, intent, event)
-        return Fresh(self._remembered(_new_record(owner, intent, json.loads(request), opened_at)))
+        return Fresh(self._remembered(_new_record(owner, intent, json.loads(facts["request"]), opened_at)))
 
     async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
         async with self._database.owned(owner) as conn:
@@ -132,9 +132,10 @@ class PostgresJournal:
         self, owner: Owner, intent: CallIntent, facts: Mapping[str, Any], event: EventDraft
     ) -> datetime | None:
         """When the intent was committed; None where it must be looked at alone."""
-        told = event_row(replace(event, call_id=intent.call_id), owner.attempt, needs=intent.call_id)
+        told = event_row(event, owner.attempt, needs=intent.call_id, call_id=intent.call_id)
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, facts["call_id"], facts)
-        records = Records(opens=[document(stored)], events=[told], calls=[intent.call_id])
+        opens = [call_row(stored, content=stored.pop("request"))]
+        records = Records(opens=opens, events=[told], calls=[intent.call_id])
         handed = self._writer.hand_in(self._writer.pen(owner), records=records)
         try:
             return (await self._writer.answer(handed)).get(intent.call_id)
@@ -165,9 +166,10 @@ class PostgresJournal:
     ) -> CallRecord | None:
         """The record with its outcome; None where it must be looked at alone."""
         facts = _outcome_facts(owner, outcome)
-        told = event_row(replace(event, call_id=outcome.call_id), owner.attempt, needs=outcome.call_id)
+        told = event_row(event, owner.attempt, needs=outcome.call_id, call_id=outcome.call_id)
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, outcome.call_id, facts)
-        records = Records(closes=[document(stored)], events=[told], calls=[outcome.call_id])
+        closes = [call_row(stored, content=stored.pop("response"))]
+        records = Records(closes=closes, events=[told], calls=[outcome.call_id])
         changed = await self._writer.answer(self._writer.hand_in(self._writer.pen(owner), records=records))
         if outcome.call_id not in changed:
             return None
@@ -305,7 +307,7 @@ def _intent_facts(owner: Owner, intent: CallIntent) -> dict[str, Any]:
         "fork": identity.fork,
         "agent_name": intent.agent_name,
         "request_digest": identity.request_digest,
-        "request": canonical(intent.request).decode(),
+        "request": canonical(intent.request),
         "effect": intent.effect.value,
         "idempotent": intent.idempotent,
         "budgets": list(intent.budgets),
@@ -332,10 +334,10 @@ def _outcome_facts(owner: Owner, outcome: CallOutcome) -> dict[str, Any]:
         "thread_id": owner.thread_id,
         "status": outcome.status.value,
         "used": None if unknown else usage_to_json(outcome.usage),
-        "response": None if outcome.response is None else canonical(outcome.response).decode(),
+        "response": None if outcome.response is None else canonical(outcome.response),
         "error_type": None if outcome.error_type is None else outcome.error_type.value,
         "error_message": outcome.error_message,
-        "error_facts": json.loads(canonical(outcome.error_facts)),
+        "error_facts": json.loads(canonical(outcome.error_facts)) if outcome.error_facts else {},
         "latency_ms": outcome.latency_ms,
     }
 

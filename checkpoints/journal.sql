@@ -32,7 +32,7 @@ insert into calls (call_id, tenant_id, run_id, thread_id, identity_key, checkpoi
                    budgets, reserved, model, prompt_version, policy_version, timeout_ms, epoch)
 values (%(call_id)s, %(tenant_id)s, %(run_id)s, %(thread_id)s, %(identity_key)s, %(checkpoint_ns)s, %(task_id)s,
         %(node)s, %(checkpoint_id)s, %(kind)s, %(name)s, %(occurrence)s, %(fork)s, %(agent_name)s,
-        %(request_digest)s, convert_to(%(request)s, 'UTF8'), %(effect)s, %(idempotent)s, 'open', %(budgets)s::uuid[], %(reserved)s,
+        %(request_digest)s, %(request)s, %(effect)s, %(idempotent)s, 'open', %(budgets)s::uuid[], %(reserved)s,
         %(model)s, %(prompt_version)s, %(policy_version)s, %(timeout_ms)s, %(epoch)s)
     on conflict (thread_id, identity_key) do nothing
 returning *;
@@ -61,7 +61,7 @@ returning *;
 -- name: close_call
 -- Record the outcome of a call, which is closed unless it is unknown.
 update calls
-   set status = %(status)s, used = %(used)s, response = convert_to(%(response)s, 'UTF8'), error_type = %(error_type)s,
+   set status = %(status)s, used = %(used)s, response = %(response)s, error_type = %(error_type)s,
        error_message = %(error_message)s, error_facts = %(error_facts)s, latency_ms = %(latency_ms)s,
        closed_at = case when %(status)s <> 'unknown' then clock_timestamp() end
  where call_id = %(call_id)s

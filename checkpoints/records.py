@@ -25,6 +25,8 @@ from holdfast.contracts.events import EventDraft
 _EVENTS = {"slot": INTEGER, "attempt": INTEGER, "kind": TEXT, "node": TEXT, "task": TEXT, "call": TEXT, "trace": TEXT,
            "span": TEXT, "payload": BYTEA, "needs": TEXT}  # fmt: skip
 _DOCUMENTS = {"slot": INTEGER, "doc": TEXT}
+_CALLS = {"slot": INTEGER, "doc": TEXT, "content": BYTEA}
+_NO_FACTS = bytes_field(b"{}")
 
 
 class Records:
@@ -66,14 +68,18 @@ class Records:
 NOTHING = Records()
 
 
-def event_row(draft: EventDraft, attempt: int, *, needs: str | None = None) -> Row:
-    """An event of an attempt. With `needs`, the id of a call or of an approval, it is written only if that was opened,
-    closed or asked by the same flush."""
-    texts = (draft.kind, draft.node, draft.task_id, draft.call_id, draft.trace_id, draft.span_id)
+def event_row(draft: EventDraft, attempt: int, *, needs: str | None = None, call_id: str | None = None) -> Row:
+    """An event of an attempt, about `call_id` where that is given. With `needs`, the id of a call or of an approval, it
+    is written only if that was opened, closed or asked by the same flush."""
     return (
         integer_field(attempt),
-        *(_optional(text) for text in texts),
-        bytes_field(canonical(draft.payload)),
+        text_field(draft.kind),
+        _optional(draft.node),
+        _optional(draft.task_id),
+        _optional(call_id or draft.call_id),
+        _optional(draft.trace_id),
+        _optional(draft.span_id),
+        bytes_field(canonical(draft.payload)) if draft.payload else _NO_FACTS,
         _optional(needs),
     )
 
@@ -83,14 +89,19 @@ def document(facts: Mapping[str, Any]) -> Row:
     return (text_field(json.dumps(facts, ensure_ascii=False)),)
 
 
+def call_row(facts: Mapping[str, Any], content: bytes | None) -> Row:
+    """The row of a call that is opened or closed: as JSON, and its request or response as it is."""
+    return (*document(facts), NULL if content is None else bytes_field(content))
+
+
 def record_columns(batch: Iterable[tuple[int, Records]]) -> Mapping[str, Array]:
     """The batch as parameters of the statement that writes it. Each part comes with the slot of its owner."""
     slotted = [(integer_field(slot), records) for slot, records in batch]
     parts: dict[str, tuple[Mapping[str, int], list[Row]]] = {
         "event": (_EVENTS, [(slot, *row) for slot, records in slotted for row in records.events]),
         "question": (_DOCUMENTS, [(slot, *row) for slot, records in slotted for row in records.questions]),
-        "open": (_DOCUMENTS, [(slot, *row) for slot, records in slotted for row in records.opens]),
-        "close": (_DOCUMENTS, [(slot, *row) for slot, records in slotted for row in records.closes]),
+        "open": (_CALLS, [(slot, *row) for slot, records in slotted for row in records.opens]),
+        "close": (_CALLS, [(slot, *row) for slot, records in slotted for row in records.closes]),
     }
     return {
         name: column for prefix, (types, rows) in parts.items() for name, column in columns(prefix, types, rows).items()

@@ -169,8 +169,8 @@ class CheckpointWriter:
         """The calls that were opened or closed, by id, and when; any other of them must be looked at alone. Raises as
         `write` does."""
         assert handed.done is not None, "somebody waits for it"
-        # What became of calls is of interest also after a cancellation of the wait.
-        done = asyncio.shield(handed.done) if handed.records.calls else handed.done
+        # Who opens a call wants to know what became of it also after a cancellation of the wait.
+        done = asyncio.shield(handed.done) if handed.records.opens else handed.done
         return await self._waiting.answer(done, partial(self._give_up, handed))
 
     def later(self, pen: Pen, records: Records) -> None:
@@ -302,12 +302,11 @@ class CheckpointWriter:
             "epochs": array(TEXT, [text_field(str(pen.owner.epoch)) for pen in pens]),
             **row_columns(rows),
         }
-        query = "flush"
         if any(write.records or write.rows.replacing for write in batch):
-            query = "flush_whole"
             records = record_columns((slot, write.records) for slot, write in slotted)
             parameters |= {"flush": self._name(), **replacing_columns(rows), **records}
-        told = await self._line.run(_SQL[query], parameters, tenants={pen.owner.tenant_id for pen in pens})
+        tenants = {pen.owner.tenant_id for pen in pens}
+        told = await self._line.run(_SQL[_query_for(batch)], parameters, tenants=tenants)
         refused = [pens[row["slot"]] for row in told if row["slot"] is not None]
         return refused, {row["call_id"]: row["at"] for row in told if row["call_id"] is not None}
 
@@ -350,6 +349,14 @@ class CheckpointWriter:
                 write.fail(trouble)
             else:
                 write.fail(write.pen.refusal(write.pen.trouble))
+
+
+def _query_for(batch: Sequence[Handed]) -> str:
+    """The lightest statement that writes all of the batch."""
+    if any(write.records.calls for write in batch):
+        beside = any(write.rows or write.records.questions for write in batch)
+        return "flush_whole" if beside else "flush_calls"
+    return "flush_recorded" if any(write.records or write.rows.replacing for write in batch) else "flush"
 
 
 def _stopped(write: Handed) -> bool:

@@ -62,9 +62,8 @@ replaced as (
        set channel = excluded.channel, type = excluded.type, blob = excluded.blob,
            tenant_id = case when c.tenant_id = excluded.tenant_id then c.tenant_id end)
 
--- part: runs_ready
--- What else a flush must lock: the heads of runs that have events, the budgets that calls are paid from and steps are
--- counted on. It waits for none of them. A run that is not ready is left for a flush of its own.
+-- part: events_told
+-- Events on their way, and the steps that they begin: a task that is run again is the same step.
 told as materialized (
     select leased.run_id, leased.tenant_id, e.*
       from unnest(%(event_slot)s::integer[], %(event_attempt)s::integer[], %(event_kind)s::text[],
@@ -73,43 +72,64 @@ told as materialized (
                   %(event_needs)s::text[]::uuid[]) with ordinality
            as e(slot, attempt, kind, node, task_id, call_id, trace_id, span_id, payload, needs, n)
       join leased using (slot)),
-begun as materialized (     -- a task that is run again is the same step
+begun as materialized (
     select distinct run_id, task_id
       from told
      where kind = 'node.started'
        and not exists (select from events e
-                        where e.run_id = told.run_id and e.task_id = told.task_id and e.kind = 'node.started')),
+                        where e.run_id = told.run_id and e.task_id = told.task_id and e.kind = 'node.started'))
+
+-- part: calls_wanted
+-- Calls to be closed that have no outcome yet, calls to be opened, and the budgets that they are paid from.
 closing as materialized (
-    select leased.slot, x.*, c.budgets, c.reserved
-      from unnest(%(close_slot)s::integer[], %(close_doc)s::text[]) as given(slot, doc)
+    select leased.slot, given.content, x.*, c.budgets, c.reserved
+      from unnest(%(close_slot)s::integer[], %(close_doc)s::text[], %(close_content)s::bytea[])
+           as given(slot, doc, content)
       join leased using (slot)
      cross join lateral json_to_record(given.doc::json)
-           as x(call_id uuid, thread_id uuid, status text, used jsonb, response text, error_type text,
-                error_message text, error_facts jsonb, latency_ms bigint)
+           as x(call_id uuid, thread_id uuid, status text, used jsonb, error_type text, error_message text,
+                error_facts jsonb, latency_ms bigint)
       join calls c
-        on c.call_id = x.call_id and c.thread_id = x.thread_id and c.tenant_id = leased.tenant_id
+        on c.call_id = x.call_id and c.thread_id is not distinct from x.thread_id and c.tenant_id = leased.tenant_id
        and c.status in ('open', 'unknown')),
 opening as materialized (
-    select leased.slot, leased.run_id, leased.epoch, leased.tenant_id, i.*
-      from unnest(%(open_slot)s::integer[], %(open_doc)s::text[]) as given(slot, doc)
+    select leased.slot, leased.run_id, leased.epoch, leased.tenant_id, given.content as request, i.*
+      from unnest(%(open_slot)s::integer[], %(open_doc)s::text[], %(open_content)s::bytea[])
+           as given(slot, doc, content)
       join leased using (slot)
      cross join lateral json_to_record(given.doc::json)
            as i(call_id uuid, thread_id uuid, identity_key text, checkpoint_ns text, task_id text, node text,
                 checkpoint_id text, kind text, name text, occurrence integer, fork text, agent_name text,
-                request_digest text, request text, effect text, idempotent boolean, budgets uuid[], reserved jsonb,
+                request_digest text, effect text, idempotent boolean, budgets uuid[], reserved jsonb,
                 model text, prompt_version text, policy_version text, timeout_ms bigint)),
 paths as materialized (
     select call_id, tenant_id, path.budget_id, (reserved ->> 'model_calls')::bigint as model_calls,
            (reserved ->> 'tool_calls')::bigint as tool_calls, (reserved ->> 'tokens')::bigint as tokens,
            (reserved ->> 'cost')::bigint as cost
-      from opening cross join unnest(budgets) as path(budget_id)),
+      from opening cross join unnest(budgets) as path(budget_id))
+
+-- part: budgets_of_steps
+-- The budgets that steps are counted on, locked without waiting for anyone.
+standing as materialized (
+    select b.*
+      from budgets b
+     where b.budget_id in (select run_id from begun)
+     order by b.budget_id
+       for no key update skip locked)
+
+-- part: budgets_of_calls
+-- The budgets that calls are paid from and steps are counted on, locked without waiting for anyone.
 standing as materialized (
     select b.*
       from budgets b
      where b.budget_id in (
            select budget_id from paths union select unnest(budgets) from closing union select run_id from begun)
      order by b.budget_id
-       for no key update skip locked),
+       for no key update skip locked)
+
+-- part: runs_ready
+-- The runs whose heads and budgets could be locked, where they have events and steps. One that is not ready is left for
+-- a flush of its own.
 heads as materialized (
     select h.*
       from run_heads h
@@ -148,7 +168,7 @@ asking as (
 -- no room for all) is left as it is, to be looked at alone.
 closed as (
     update calls c
-       set status = x.status, used = x.used, response = convert_to(x.response, 'UTF8'), error_type = x.error_type,
+       set status = x.status, used = x.used, response = x.content, error_type = x.error_type,
            error_message = x.error_message, error_facts = x.error_facts, latency_ms = x.latency_ms,
            closed_at = clock_timestamp()
       from closing x join held using (slot)
@@ -178,7 +198,7 @@ opened as (
                        budgets, reserved, model, prompt_version, policy_version, timeout_ms, epoch)
     select i.call_id, i.tenant_id, i.run_id, i.thread_id, i.identity_key, i.checkpoint_ns, i.task_id, i.node,
            i.checkpoint_id, i.kind, i.name, i.occurrence, i.fork, i.agent_name, i.request_digest,
-           convert_to(i.request, 'UTF8'), i.effect, i.idempotent, 'open', i.budgets, i.reserved, i.model,
+           i.request, i.effect, i.idempotent, 'open', i.budgets, i.reserved, i.model,
            i.prompt_version, i.policy_version, i.timeout_ms, i.epoch
       from opening i join admitted using (call_id) join held using (slot)
         on conflict do nothing
@@ -242,34 +262,85 @@ moved as (
       from (select distinct on (run_id) run_id, seq, hash from chained order by run_id, seq desc) last
      where h.run_id = last.run_id)
 
+-- part: no_questions
+-- Nobody is asked anything.
+asking as (select null::uuid as approval_id where false)
+
+-- part: no_calls
+-- Nothing is called; steps are counted all the same.
+opened as (select null::uuid as call_id where false),
+closed as (select null::uuid as call_id where false),
+ledger as (
+    update budgets b
+       set spent_steps = b.spent_steps + counted.steps
+      from (select run_id, count(*) as steps from begun join held using (run_id) group by run_id) counted
+     where b.budget_id = counted.run_id)
+
+-- part: who_was_refused
+-- The runs that were not held, or not ready.
+select asked.slot, null::text as call_id, null::timestamptz as at
+  from asked left join held using (slot)
+ where held.slot is null
+
+-- part: which_calls
+-- The calls that were opened or closed, and when.
+ union all
+select null, call_id::text, opened_at from opened
+ union all
+select null, call_id::text, closed_at from closed
+
 -- name: flush
 -- Write the rows of many runs, each only while its lease has the epoch they were written under; name those refused.
 with
 -- use: runs_leased,
 held as (select * from leased),
 -- use: checkpoint_rows
-select asked.slot, null::text as call_id, null::timestamptz as at
-  from asked left join held using (slot)
- where held.slot is null
+-- use: who_was_refused
 
--- name: flush_whole
--- Write the rows of many runs with all that stands beside checkpoints: special writes, questions, calls and their money,
--- steps and events. Name the runs that were refused, and the calls that were opened or closed.
+-- name: flush_recorded
+-- Write the rows of many runs with what stands beside checkpoints: special writes, questions, steps and events.
 with
 -- use: runs_leased,
+-- use: events_told,
+-- use: budgets_of_steps,
+-- use: runs_ready,
+-- use: checkpoint_rows,
+-- use: replacing_rows,
+-- use: questions,
+-- use: no_calls,
+-- use: event_rows
+-- use: who_was_refused
+
+-- name: flush_calls
+-- Write the rows of many runs where there are no checkpoints among them: calls, their money, steps and events. Name the
+-- runs that were refused, and the calls that were opened or closed.
+with
+-- use: runs_leased,
+-- use: events_told,
+-- use: calls_wanted,
+-- use: budgets_of_calls,
+-- use: runs_ready,
+-- use: no_questions,
+-- use: calls,
+-- use: event_rows
+-- use: who_was_refused
+-- use: which_calls
+
+-- name: flush_whole
+-- Write the rows of many runs, of every kind.
+with
+-- use: runs_leased,
+-- use: events_told,
+-- use: calls_wanted,
+-- use: budgets_of_calls,
 -- use: runs_ready,
 -- use: checkpoint_rows,
 -- use: replacing_rows,
 -- use: questions,
 -- use: calls,
 -- use: event_rows
-select asked.slot, null::text as call_id, null::timestamptz as at
-  from asked left join held using (slot)
- where held.slot is null
- union all
-select null, call_id::text, opened_at from opened
- union all
-select null, call_id::text, closed_at from closed
+-- use: who_was_refused
+-- use: which_calls
 
 -- name: ask_again
 -- Is a run that was refused held under this epoch? Waits for whoever has locked its lease, its budget or its head.

@@ -1,6 +1,7 @@
 """Canonical JSON (RFC 8785) and digests: equal values have equal bytes, whoever wrote them."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
@@ -16,47 +17,61 @@ _LARGEST_EXACT_INTEGER = 2**53 - 1
 def plain(value: object) -> object:
     """`value` as JSON types alone. Raises `InvalidRequest` for what JSON cannot say (NUL, NaN, other objects, what has
     no end)."""
+    return _plain_and_odd(value)[0]
+
+
+def _plain_and_odd(value: object) -> tuple[object, list[object]]:
+    """The value, and what of it RFC 8785 writes otherwise than Python does: floats, and keys beyond U+FFFF, which sort
+    elsewhere."""
+    odd: list[object] = []
     try:
-        return _plain(value)
+        return _plain(value, odd), odd
     except (ValueError, RecursionError) as error:  # of a model that does not serialise, of an integer without end
         raise InvalidRequest(f"the value has no plain JSON: {error}") from error
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, odd: list[object]) -> object:
     match value:
         case None | bool():
             return value
         case str():
             if "\x00" in value:
                 raise InvalidRequest("a text holds a NUL character, which Postgres cannot store; remove it")
-            return value
+            return value if type(value) is str else str.__str__(value)
         case int():
             return value if abs(value) <= _LARGEST_EXACT_INTEGER else str(value)
         case float():
             if value != value or value in (float("inf"), float("-inf")):
                 raise InvalidRequest(f"{value!r} is not a JSON number")
+            odd.append(value)
             return value
         case Decimal():
             return str(value)
         case BaseModel():
-            return _plain(value.model_dump(mode="json"))
+            return _plain(value.model_dump(mode="json"), odd)
         case Mapping():
-            return {_key(key): _plain(item) for key, item in value.items()}
+            return {_key(key, odd): _plain(item, odd) for key, item in value.items()}
         case Sequence() | set() | frozenset() if not isinstance(value, bytes | bytearray):
-            return [_plain(item) for item in value]
+            return [_plain(item, odd) for item in value]
     raise InvalidRequest(f"{type(value).__name__} is not JSON; use {_JSON_TYPES}")
 
 
-def _key(key: object) -> str:
+def _key(key: object, odd: list[object]) -> str:
     if not isinstance(key, str):
         raise InvalidRequest(f"{key!r} is not a JSON key; keys are texts")
-    return str(_plain(key))
+    text = str(_plain(key, odd))
+    if not text.isascii() and max(text) > "\uffff":
+        odd.append(text)
+    return text
 
 
 def canonical(value: object) -> bytes:
     """The RFC 8785 bytes of `value`."""
     try:
-        return rfc8785.dumps(plain(value))  # type: ignore[arg-type]  # plain() returns JSON types only
+        simple, odd = _plain_and_odd(value)
+        if not odd:  # then Python's own encoder writes the same, ten times as fast
+            return json.dumps(simple, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        return rfc8785.dumps(simple)  # type: ignore[arg-type]  # JSON types only
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidRequest(f"the value has no canonical JSON: {error}") from error
 

@@ -1,8 +1,10 @@
 """Canonical JSON: equal values have equal bytes and digests; what JSON cannot say is refused."""
 
+import json
 from decimal import Decimal
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +39,17 @@ def _same(one, other):
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     return type(one) is type(other) and one == other
+
+
+@given(values | st.recursive(st.floats(allow_nan=False, allow_infinity=False) | values, st.lists, max_leaves=4))
+def test_the_bytes_are_those_of_rfc_8785(value):
+    assert canonical(value) == rfc8785.dumps(value)
+
+
+def test_keys_sort_by_their_utf_16_units():
+    keys = {"\ufb33": 1, "\U0001f600": 2}
+    assert canonical(keys) == rfc8785.dumps(keys)
+    assert list(json.loads(canonical(keys))) == ["\U0001f600", "\ufb33"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "a\x00b", {1: "x"}, object(), b"raw", {"a": [object()]}])
