@@ -180,7 +180,8 @@ class _Reader:
 
     def _pairs(self, pairs: Iterable[tuple[str, Any, Any]]) -> None:
         """In the order of their labels: the order in which they came may differ from process to process."""
-        ordered = sorted(pairs, key=lambda pair: pair[0])
+        labelled = ((self._everywhere(label), key, item) for label, key, item in pairs)
+        ordered = sorted(labelled, key=lambda pair: pair[0])
         self.say(str(len(ordered)))
         labels = [label for label, _, _ in ordered]
         for label, key, item in ordered:

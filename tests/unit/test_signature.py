@@ -76,7 +76,7 @@ HOUSE = "You work at Fernwell."
 SYSTEM = f"""{HOUSE}
 Be brief."""
 WORDS = (Path(__file__).parent / "words.txt").read_text()
-FOLDER = str(Path(__file__).parent / "cache")
+FOLDER = {str(Path(__file__).parent / "cache"): str(Path(__file__).parent / "more")}
 TONES = {"kind", "formal", "cheerful", "plain", "warm"}
 UNUSED = "nobody reads this"
 
@@ -340,7 +340,7 @@ from holdfast import govern, tool
 for folder in sys.stdin.read().splitlines():
     sys.stdout.flush()
     if (child := os.fork()) == 0:  # each from a process that has seen none of the others
-        sys.path.insert(0, folder)
+        sys.path[:0] = folder.split(os.pathsep)
         print(importlib.import_module("desk.graph").graph.governance.version)
         sys.stdout.flush()
         os._exit(0)
@@ -358,7 +358,7 @@ def laid_out(folder: Path, edit: tuple[str, str, str] | None = None) -> Path:
     return folder
 
 
-def signatures(folders: list[Path], *flags: str, seed: int = 1) -> list[str]:
+def signatures(folders: list[Path | str], *flags: str, seed: int = 1) -> list[str]:
     signed = subprocess.run(
         [sys.executable, *flags, "-c", SIGN],
         input="\n".join(map(str, folders)),
@@ -402,6 +402,64 @@ def test_the_version_is_the_same_in_every_process_folder_and_order_of_sets(edite
     # The second time from bytecode that was cached, the third with asserts taken out.
     assert signatures([elsewhere, elsewhere], seed=7) == [edited[""]] * 2
     assert signatures([elsewhere], "-O", seed=8) == [edited[""]]
+
+
+INSTALLED = {
+    "desk/graph.py": """
+from langgraph.graph import START, StateGraph
+from typing_extensions import TypedDict
+
+import desk_words
+import third_party
+from holdfast import govern
+
+
+class State(TypedDict):
+    text: str
+
+
+def node(state: State) -> State:
+    return {"text": desk_words.word() + third_party.word()}
+
+
+graph = govern(StateGraph(State).add_node("node", node).add_edge(START, "node").compile(), name="desk")
+""",
+    "desk_words.py": "def word():\n    return 'ours'\n",
+}
+
+
+def installed(folder: Path, name: str, files: dict[str, str], *, where: str = "site-packages") -> str:
+    """A distribution as pip leaves it."""
+    site = folder / where
+    for path, text in files.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_text(text, encoding="utf-8")
+    if where == "site-packages":
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+        (info / "RECORD").write_text("".join(f"{path},,\n" for path in files), encoding="utf-8")
+    return str(site)
+
+
+def test_an_installed_project_is_its_own_still_and_other_distributions_are_not(tmp_path):
+    """The project is one distribution of two packages; a wheel of it has the version that its checkout has."""
+
+    def laid(name: str, *, ours: str = "ours", others: str = "others", where: str = "site-packages") -> str:
+        words = {"desk_words.py": INSTALLED["desk_words.py"].replace("ours", ours)}
+        third = {"third_party.py": f"def word():\n    return {others!r}\n"}
+        paths = [
+            installed(tmp_path / name, "third", third),
+            installed(tmp_path / name, "desk", INSTALLED | words, where=where),
+        ]
+        return os.pathsep.join(dict.fromkeys(paths))
+
+    whole, helper, other, checkout = signatures(
+        [laid("whole"), laid("helper", ours="changed"), laid("other", others="changed"), laid("out", where="src")]
+    )
+    assert helper != whole
+    assert other == whole
+    assert checkout == whole
 
 
 def test_the_version_is_marked_so_that_no_range_of_numbers_holds_it(edited):
