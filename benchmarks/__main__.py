@@ -7,14 +7,19 @@ import platform
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks import savers
+from benchmarks import conversations, fanout, savers
 
 README = Path(__file__).parent / "README.md"
 BENCHES: dict[str, tuple[str, Callable[[int], Awaitable[str]]]] = {
     "savers": (
         'Durable runs of five steps per second, `durability="sync"`, about 2 KB of state, a new thread for each',
-        lambda rounds: savers.bench(rounds, loads=(1, 8, 32)),
+        lambda rounds: savers.bench(rounds, loads=(1, 8, 32, 128)),
     ),
+    "conversations": (
+        "A conversation, 2 KB of random text at each step; all messages kept each time (`add_messages`) or what is new",
+        lambda rounds: conversations.bench(min(rounds, 2)),
+    ),
+    "fanout": ('`Send` to many branches that sleep for 10 ms each, `durability="sync"`', fanout.bench),
 }
 
 

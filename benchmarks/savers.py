@@ -4,8 +4,7 @@ import asyncio
 import base64
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import partial
 from itertools import pairwise
@@ -14,50 +13,20 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
-from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph.graph import START, StateGraph
 from langgraph.graph.message import add_messages
-from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool
 from typing_extensions import TypedDict
 
+from benchmarks.alternatives import NOTHING, ONE, OURS, POOL, Savers, alternatives
 from benchmarks.measuring import Cell, Measured, Rounds, quantile, table
-from benchmarks.servers import durable_server, held_runs, langgraphs_database
-from holdfast.checkpoints.database import Database
-from holdfast.checkpoints.saver import saver_for
-from holdfast.checkpoints.serialization import declared_types
 
-OURS, POOL, ONE, NOTHING = (
-    "holdfast",
-    "AsyncPostgresSaver, pool of 20",
-    "AsyncPostgresSaver, one connection",
-    "nothing kept",
-)
 STEPS = 5
-Savers = Callable[[], BaseCheckpointSaver[Any]]
-"""The saver for the next run."""
 _seen: ContextVar[list[float]] = ContextVar("when the steps of this run began")
 
 
 class State(TypedDict, total=False):
     messages: Annotated[list[AnyMessage], add_messages]
     document: dict[str, Any]
-
-
-class NoSaver(BasePostgresSaver):
-    """The ceiling: what LangGraph itself takes."""
-
-    async def aget_tuple(self, config: Any) -> None:
-        return None
-
-    async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        place = config["configurable"]
-        return {"configurable": {**place, "checkpoint_id": checkpoint["id"]}}
-
-    async def aput_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
-        return None
 
 
 def five_steps() -> Any:
@@ -97,36 +66,15 @@ async def measure(graph: Any, savers: Savers, *, runs: int, at_once: int) -> Mea
     return Measured(runs / seconds, quantile(steps, 0.5) * 1000, quantile(steps, 0.99) * 1000)
 
 
-@asynccontextmanager
-async def alternatives(count: int) -> AsyncIterator[dict[str, Savers]]:
-    """All savers on one server, each as it is meant to be used; ours with row-level security and its fence."""
-    async with durable_server() as server, Database(server.app_url) as database:
-        owners = await held_runs(server, count)
-        address = await langgraphs_database(server)
-        settings = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
-        async with (
-            AsyncPostgresSaver.from_conn_string(address) as one,
-            AsyncConnectionPool(address, min_size=20, max_size=20, kwargs=settings, open=False) as pool,
-        ):
-            await one.setup()
-            pooled, nothing = AsyncPostgresSaver(pool), NoSaver()
-            types = declared_types(five_steps())
-            yield {
-                OURS: lambda: saver_for(database, next(owners)).with_allowlist(types),
-                POOL: lambda: pooled,
-                ONE: lambda: one,
-                NOTHING: lambda: nothing,
-            }
-
-
 async def bench(rounds: int, loads: Sequence[int]) -> str:
-    runs = {load: max(30, min(320, 10 * load)) for load in loads}
+    runs = {load: max(30, min(384, 10 * load)) for load in loads}
     found = {load: Rounds() for load in loads}
     graph = five_steps()
-    async with alternatives((rounds + 1) * sum(runs.values())) as savers:
+    async with alternatives(graph, (rounds + 1) * sum(runs.values())) as offered:
         for load in loads:
             cells: dict[str, Cell] = {
-                name: partial(measure, graph, using, runs=runs[load], at_once=load) for name, using in savers.items()
+                name: partial(measure, graph, using, runs=runs[load], at_once=load)
+                for name, using in offered.savers.items()
             }
             await Rounds().play(cells, 1)  # to warm up
             await found[load].play(cells, rounds)

@@ -285,6 +285,24 @@ async def test_delta_channel_is_rebuilt_by_both_savers_across_its_snapshots(
             await ours.aprune(["t1"])
 
 
+async def test_delta_channel_of_a_fork_holds_what_came_before_it_and_nothing_of_the_branch_it_left(
+    house: House,
+) -> None:
+    graph = noter(await holding(house))
+    for turn in range(4):
+        await graph.ainvoke({"notes": [f"turn {turn}"]}, on("t1"), durability="sync")
+    before = [state async for state in graph.aget_state_history(on("t1"))]
+    for state in before:
+        left = state.values.get("notes", [])
+        fork = await graph.aupdate_state(state.config, {"notes": ["forked"]}, as_node="one")
+        assert (await graph.aget_state(fork)).values["notes"] == [*left, "forked"]
+        assert (await graph.aget_state(state.config)).values.get("notes", []) == left
+    after = {state.config["configurable"]["checkpoint_id"]: state async for state in graph.aget_state_history(on("t1"))}
+    assert [after[state.config["configurable"]["checkpoint_id"]].values for state in before] == [
+        state.values for state in before
+    ]
+
+
 async def test_copy_onto_a_thread_that_has_something_is_refused(house: House) -> None:
     saver = await holding(house)
     await compiled(saver).ainvoke({"trail": ["in"]}, on("t1"), durability="sync")
