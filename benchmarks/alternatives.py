@@ -1,5 +1,6 @@
 """What our saver is measured against: LangGraph's own, and one that keeps nothing. All stand on one server."""
 
+import gc
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ async def alternatives(graph: Any, count: int) -> AsyncIterator[Alternatives]:
             await one.setup()
             pooled, nothing = AsyncPostgresSaver(pool), NoSaver()
             types = declared_types(graph)
+            gc.collect()
+            gc.freeze()  # as a worker does, so that no full collection falls into one side's turn
             yield Alternatives(
                 {
                     OURS: lambda: saver_for(database, next(owners)).with_allowlist(types),

@@ -2,6 +2,7 @@
 
 from collections.abc import Set
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from langgraph._internal._serde import build_serde_allowlist
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -12,6 +13,8 @@ from holdfast.contracts.errors import PermanentDependency
 
 TypeNames = Set[tuple[str, ...]]
 """Classes as (module, name)."""
+
+_declared: WeakKeyDictionary[Pregel[Any, Any, Any, Any], TypeNames] = WeakKeyDictionary()
 
 
 _KINDS = frozenset({"null", "empty", "bytes", "bytearray", "json", "msgpack"})
@@ -51,8 +54,16 @@ def strict_serializer(types: TypeNames = frozenset()) -> StrictSerializer:
 def declared_types(graph: Pregel[Any, Any, Any, Any]) -> TypeNames:
     """The classes that a compiled graph, or a graph in it, declares in its state, input, output and nodes.
 
-    LangGraph collects them itself only when `LANGGRAPH_STRICT_MSGPACK` is set before it is imported.
+    LangGraph collects them itself only when `LANGGRAPH_STRICT_MSGPACK` is set before it is imported. It takes as long
+    as some runs do, so they are collected once for each graph.
     """
+    found = _declared.get(graph)
+    if found is None:
+        found = _declared[graph] = frozenset(_collected(graph))
+    return found
+
+
+def _collected(graph: Pregel[Any, Any, Any, Any]) -> TypeNames:
     names = build_serde_allowlist(schemas=_schemas(graph), channels=graph.channels)
     for _, subgraph in graph.get_subgraphs(recurse=True):
         if isinstance(subgraph, Pregel):
