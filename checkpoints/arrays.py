@@ -5,6 +5,7 @@ brings them: what cannot be encoded is refused there and then, and a batch of th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from struct import Struct
 
 from psycopg.abc import AdaptContext, Buffer
@@ -17,6 +18,8 @@ from holdfast.contracts.errors import InvalidRequest
 _LENGTH = Struct("!i")
 _SLOT = Struct("!ii")
 _HEADER = Struct("!iiiii")  # dimensions, has nulls, type of the elements, length, lower bound
+
+_LONGEST_NAME = 128
 
 NULL = _LENGTH.pack(-1)
 """The field that holds nothing."""
@@ -32,6 +35,10 @@ class Array(bytes):
 
 def text_field(text: str) -> bytes:
     """One element of a `text[]`. Raises `InvalidRequest` for what no text of Postgres can hold."""
+    return _name_field(text) if len(text) <= _LONGEST_NAME else _text_field(text)
+
+
+def _text_field(text: str) -> bytes:
     try:
         encoded = text.encode()
     except UnicodeEncodeError as error:
@@ -39,6 +46,9 @@ def text_field(text: str) -> bytes:
     if b"\x00" in encoded:
         raise InvalidRequest(f"{text[:80]!r} is not text that can be stored: it holds a NUL character")
     return _LENGTH.pack(len(encoded)) + encoded
+
+
+_name_field = lru_cache(maxsize=4096)(_text_field)  # threads, channels and ids come again and again
 
 
 def bytes_field(value: bytes) -> bytes:

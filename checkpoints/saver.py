@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, TypeVar, cast
 
+import orjson
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -47,6 +48,8 @@ from holdfast.contracts.runs import Owner
 _SQL = load_queries(__name__, "saver.sql")
 _PENDING_SENDS_MOVED = 4
 """The version of LangGraph's checkpoints from which on they hold what an older one's parent did."""
+
+_AS_JSON_DOES = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 T = TypeVar("T")
 
@@ -331,4 +334,7 @@ def _told(value: Any) -> Any:
 
 
 def _json_field(value: Any) -> bytes:
-    return text_field(json.dumps(value))
+    try:
+        return bytes_field(orjson.dumps(value, option=_AS_JSON_DOES))
+    except TypeError:  # keys that are no text, numbers that are too large for it: json takes some of them
+        return text_field(json.dumps(value))

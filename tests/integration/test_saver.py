@@ -350,5 +350,6 @@ async def test_tables_are_those_of_langgraphs_own_setup(database: Database, empt
         defined = await (await ours.execute(indexes)).fetchall()
         versions = await (await ours.execute("select v from checkpoint_migrations order by v")).fetchall()
     assert [tuple(row.values()) for row in columns] == theirs[0]
-    assert [tuple(row.values()) for row in defined] == theirs[1]
+    # The primary keys begin with the thread, so that indexes on the thread alone would serve nothing.
+    assert [tuple(row.values()) for row in defined] == [each for each in theirs[1] if "_thread_id_idx" not in each[0]]
     assert [row["v"] for row in versions] == list(range(len(BasePostgresSaver.MIGRATIONS)))
