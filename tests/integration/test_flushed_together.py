@@ -13,7 +13,7 @@ from governing import Desk, raising
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
-from scenes import INTENDED, ONE_TOOL_CALL, RETURNED, Scene, intent, outcome
+from scenes import INTENDED, ONE_TOOL_CALL, RETURNED, Scene, intent, outcome, question
 from stores import postgres_store
 from typing_extensions import TypedDict
 
@@ -96,6 +96,20 @@ async def test_what_is_staged_for_a_task_without_writes_is_written_when_the_atte
     await scene.store.runs.release(owner, event=EventDraft(kind=EventKind.RUN_RELEASED))
     assert (await scene.kinds(owner))[-2:] == ["node.failed", "run.released"]
     await assert_invariants(database)
+
+
+async def test_a_question_that_is_being_decided_holds_no_flush(scene: Scene, database_urls: DatabaseUrls):
+    """Whoever decides it waits for the run's head, which the flush holds: to wait here would be to wait for ever."""
+    owner = await scene.running()
+    asked = question(interrupt_id="interrupt", task_id="task")
+    await scene.store.approvals.ask(owner, asked, event=EventDraft(kind=EventKind.APPROVAL_ASKED))
+    async with await psycopg.AsyncConnection.connect(database_urls.admin) as deciding:
+        await deciding.execute("update approvals set status = 'approved', decided_by = 'dana', decided_at = now()")
+        await scene.store.approvals.stage(owner, asked, event=EventDraft(kind=EventKind.APPROVAL_ASKED))
+        await scene.store.events.stage(owner, "task", [EventDraft(kind=EventKind.NODE_INTERRUPTED, node="refund")])
+        await scene.store.runs.release(owner, event=EventDraft(kind=EventKind.RUN_RELEASED))
+        assert (await scene.kinds(owner))[-2:] == ["node.interrupted", "run.released"]
+        await deciding.rollback()
 
 
 async def test_what_nobody_waits_for_is_written_soon_and_before_what_comes_after(scene: Scene):
