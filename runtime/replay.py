@@ -268,7 +268,8 @@ def _differences(run: Run, ended: _Ended, stop: Stop | None, left_out: Sequence[
         at_its_end = not left_out and run.status is not RunStatus.COMPLETED
         return [] if at_its_end else [f"node {stop.node}: {stop.why}", *_unasked(left_out)]
     found = _unasked(left_out)
-    if ended.status is not run.status:
+    waits = ended.status is RunStatus.INTERRUPTED and run.status is RunStatus.CANCELLED  # it was stopped while it did
+    if ended.status is not run.status and not waits:
         why = (
             ""
             if ended.error is None
@@ -276,7 +277,7 @@ def _differences(run: Run, ended: _Ended, stop: Stop | None, left_out: Sequence[
         )
         return [*found, f"it ends as {ended.status}{why}, and the run is {run.status}"]
     now, then = _cause(ended.error), _cause(run.cause)
-    if now != then:
+    if run.status is RunStatus.FAILED and now != then:
         found.append(f"it fails with {now}, and the run failed with {then}")
     return [*found, *_fields(ended.output, run.output)] if run.status is RunStatus.COMPLETED else found
 

@@ -6,10 +6,13 @@ from typing import Annotated, Any
 
 import psycopg
 import pytest
+from langchain.agents import create_agent
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage
+from langgraph.channels.delta import DeltaChannel
 from langgraph.func import task
 from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import add_messages
+from langgraph.graph.message import _messages_delta_reducer, add_messages
 from langgraph.runtime import Runtime as NodeRuntime
 from langgraph.types import Send, interrupt
 from offices import Office
@@ -18,6 +21,7 @@ from typing_extensions import TypedDict
 
 from holdfast import Limits, RunContext, RunStatus, ToolCall, govern, tool
 from holdfast.contracts.errors import AuthError, Conflict, NotFound, PermanentDependency, PolicyDenied
+from holdfast.contracts.tenancy import Tenant
 from holdfast.graphs.refund_desk import graph as desk
 from holdfast.graphs.refund_desk import sample, store
 from holdfast.runtime.runtime import RunHandle, Runtime
@@ -230,7 +234,7 @@ async def test_run_that_waits_or_was_stopped_is_replayed_up_to_there(office: Off
         await run.cancel(by="dana")
         stopped = await runtime.replay(run.id, tenant="acme", by="olga")
     assert (waiting.differences, waiting.status, len(waiting.calls)) == ((), RunStatus.INTERRUPTED, 4)
-    assert len(stopped.calls) == 4
+    assert (stopped.differences, len(stopped.calls)) == ((), 4)
 
 
 async def test_failure_that_is_recorded_is_replayed_as_the_same_failure(office: Office, works: Works):
@@ -244,6 +248,77 @@ async def test_failure_that_is_recorded_is_replayed_as_the_same_failure(office: 
     assert (report.differences, report.status) == ((), RunStatus.FAILED)
     assert report.error is not None
     assert (report.error.error_type, report.error.step_name) == ("auth_error", "plan")
+
+
+class Talk(TypedDict, total=False):
+    messages: Annotated[list[AnyMessage], DeltaChannel(_messages_delta_reducer, snapshot_frequency=50)]
+
+
+async def test_run_on_a_delta_thread_is_replayed_from_what_had_been_said(office: Office, works: Works):
+    async def answer(state: Talk, runtime: NodeRuntime[RunContext]) -> Talk:
+        said = [message.content for message in state["messages"]]
+        reply = await runtime.context.models.call(f"answer {said}")
+        return {"messages": [AIMessage(reply.content)]}
+
+    builder = StateGraph(Talk, context_schema=RunContext).add_node("answer", answer).add_edge(START, "answer")
+    graph = govern(builder.compile(), name="talk", default_model=works.script.model)
+    async with office.open(graphs=[graph]) as runtime:
+        for text in ("hello", "again", "and again"):
+            run = await runtime.start("talk", {"messages": [AIMessage(text)]}, tenant="acme", thread="talk")
+            result = await run.result(IN_TIME)
+            assert result.status is RunStatus.COMPLETED, result.error
+        report = await runtime.replay(run.id, tenant="acme", by="olga")
+    assert (report.differences, len(report.calls), len(report.output["messages"])) == ((), 1, 6)
+
+
+async def test_agent_with_carried_model_and_tools_is_replayed(office: Office, works: Works):
+    paid: list[str] = []
+
+    @tool(effect="external")
+    def pay(amount: str) -> str:
+        """Pay an amount."""
+        paid.append(amount)
+        return f"paid {amount}"
+
+    asked = {"name": "pay", "args": {"amount": "3.00"}, "id": "one", "type": "tool_call"}
+    answers = iter([AIMessage("", tool_calls=[asked]), AIMessage("done")])
+    agent = govern(create_agent(ToolReady(messages=answers), tools=[pay]), name="agent")
+    terms = Tenant(tenant_id="acme", may_be_unlimited=True)  # nobody knows the price of this model
+    async with office.open(graphs=[agent], tenants=[terms]) as runtime:
+        value = {"messages": [("user", "pay three")]}
+        run = await runtime.start("agent", value, tenant="acme", limits=Limits(max_cost_usd=None))
+        result = await run.result(IN_TIME)
+        for question in result.approvals:
+            await runtime.decide(question.id, "approve", by="dana")
+        result = await run.result(IN_TIME)
+        assert result.status is RunStatus.COMPLETED, result.error
+        report = await runtime.replay(run.id, tenant="acme", by="olga")
+    assert (report.differences, [call.identity.kind for call in report.calls]) == ((), ["model", "tool", "model"])
+    assert paid == ["3.00"]
+
+
+class ToolReady(GenericFakeChatModel):
+    def bind_tools(self, tools: Any, **options: Any) -> Any:
+        return self
+
+
+async def test_breakpoint_is_passed_in_a_replay_as_it_was_then(office: Office):
+    async def say(state: Handled) -> Handled:
+        return {"log": ["said"]}
+
+    builder = StateGraph(Handled).add_node("say", say).add_edge(START, "say")
+    graph = govern(builder.compile(interrupt_before=["say"]), name="careful")
+    async with office.open(graphs=[graph]) as runtime:
+        runs = [await runtime.start("careful", {"log": []}, tenant="acme") for _ in range(2)]
+        for run, decision in zip(runs, ("approve", "reject"), strict=True):
+            [question] = (await run.result(IN_TIME)).approvals
+            waiting = await runtime.replay(run.id, tenant="acme", by="olga")
+            assert (waiting.differences, waiting.status) == ((), RunStatus.INTERRUPTED)
+            await runtime.decide(question.id, decision, by="dana")
+            await run.result(IN_TIME)
+        passed, stopped = [await runtime.replay(run.id, tenant="acme", by="olga") for run in runs]
+    assert (passed.differences, passed.status, passed.output["log"]) == ((), RunStatus.COMPLETED, ["said"])
+    assert (stopped.status, stopped.differences) == (RunStatus.INTERRUPTED, ())
 
 
 async def test_replay_is_for_those_who_may_and_for_runs_that_rest(office: Office, works: Works):
