@@ -31,12 +31,11 @@ async def seal_thread(
     in_blobs = {(row["checkpoint_ns"], row["channel"], row["version"]) for row in blobs}
     places = _Places(form, sealed_for or thread, thread, clear_too)
     resealed = {
-        "add_checkpoint": [places.checkpoint(row, in_blobs) for row in checkpoints],
-        "add_blob": [places.blob(row) for row in blobs],
-        "add_write": [places.write(row) for row in writes],
+        "change_checkpoint": [places.checkpoint(row, in_blobs) for row in checkpoints],
+        "change_blob": [places.blob(row) for row in blobs],
+        "change_write": [places.write(row) for row in writes],
     }
-    for name in ("take_checkpoints", "take_blobs", "take_writes"):
-        await cursor.execute(_SQL[name], {"thread": thread})
+    # Changed where they stand: what is held is not deleted, by whomever.
     for name, rows in resealed.items():
         await cursor.executemany(_SQL[name], ({**row, "thread": thread} for row in rows))
 
@@ -69,7 +68,11 @@ class _Places:
         namespace, version, channel, typed = row["checkpoint_ns"], row["version"], row["channel"], _typed(row)
         if not self._is_clear(typed):
             channel, typed = self.form.opened_blob((self.source, namespace), version, channel, typed)
-        return {**row, **_named(self.form.blob((self.target, namespace), channel, version, typed))}
+        return {
+            **row,
+            "was": row["channel"],
+            **_named(self.form.blob((self.target, namespace), channel, version, typed)),
+        }
 
     def write(self, row: DictRow) -> dict[str, Any]:
         where, channel, typed = (row["checkpoint_ns"], row["checkpoint_id"]), row["channel"], _typed(row)

@@ -1,51 +1,39 @@
 -- name: checkpoints_of_thread
 -- A thread's checkpoints, as they stand.
-select checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, tenant_id
+select checkpoint_ns, checkpoint_id, checkpoint, metadata
   from checkpoints
  where thread_id = %(thread)s
 
 -- name: blobs_of_thread
 -- A thread's blobs, as they stand.
-select checkpoint_ns, channel, version, type, blob, tenant_id
+select checkpoint_ns, channel, version, type, blob
   from checkpoint_blobs
  where thread_id = %(thread)s
 
 -- name: writes_of_thread
 -- A thread's writes, as they stand.
-select checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path, tenant_id
+select checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
   from checkpoint_writes
  where thread_id = %(thread)s
 
--- name: add_checkpoint
--- Write a checkpoint of a thread.
-insert into checkpoints
-       (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, tenant_id)
-values (%(thread)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(parent_checkpoint_id)s, %(checkpoint)s, %(metadata)s,
-        %(tenant_id)s)
+-- name: change_checkpoint
+-- Put other documents in the place of a checkpoint's.
+update checkpoints
+   set checkpoint = %(checkpoint)s, metadata = %(metadata)s
+ where thread_id = %(thread)s and checkpoint_ns = %(checkpoint_ns)s and checkpoint_id = %(checkpoint_id)s
 
--- name: add_blob
--- Write a blob of a thread.
-insert into checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob, tenant_id)
-values (%(thread)s, %(checkpoint_ns)s, %(channel)s, %(version)s, %(type)s, %(blob)s, %(tenant_id)s)
+-- name: change_blob
+-- Put another value, and another name of its channel, in the place of a blob's.
+update checkpoint_blobs
+   set channel = %(channel)s, type = %(type)s, blob = %(blob)s
+ where thread_id = %(thread)s and checkpoint_ns = %(checkpoint_ns)s and channel = %(was)s and version = %(version)s
 
--- name: add_write
--- Write a write of a thread.
-insert into checkpoint_writes
-       (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path, tenant_id)
-values (%(thread)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(idx)s, %(channel)s, %(type)s, %(blob)s,
-        %(task_path)s, %(tenant_id)s)
-
--- name: take_checkpoints
--- Take out a thread's checkpoints.
-delete from checkpoints where thread_id = %(thread)s
-
--- name: take_blobs
--- Take out a thread's blobs.
-delete from checkpoint_blobs where thread_id = %(thread)s
-
--- name: take_writes
--- Take out a thread's writes.
-delete from checkpoint_writes where thread_id = %(thread)s
+-- name: change_write
+-- Put another value, and another name of its channel, in the place of a write's.
+update checkpoint_writes
+   set channel = %(channel)s, type = %(type)s, blob = %(blob)s
+ where thread_id = %(thread)s and checkpoint_ns = %(checkpoint_ns)s and checkpoint_id = %(checkpoint_id)s
+   and task_id = %(task_id)s and idx = %(idx)s
 
 -- name: threads_to_seal
 -- Threads of a tenant with rows that are not sealed with the key in force.

@@ -309,6 +309,16 @@ async def test_old_key_is_needed_until_all_is_sealed_with_the_new_one(
         assert await go_on(await holding(house, database=rotated)) == DONE
 
 
+async def test_key_of_what_is_held_is_changed_too_and_nothing_is_deleted(
+    house: House, database_urls: DatabaseUrls
+) -> None:
+    await begin(await holding(house))
+    await house.shift("update tenants set legal_hold = true")
+    assert (await encrypt(database_urls.app, encrypting("k1", "k2"))).threads == 1
+    async with Database(database_urls.app, encryption=encrypting("k2")) as rotated:
+        assert await go_on(await holding(house, database=rotated)) == DONE
+
+
 async def claim_of(house: House, saver: FencedSaver) -> Any:
     """Something to end the saver's run by."""
     run = await house.runs.get(saver._owner.tenant_id, saver._owner.run_id)
