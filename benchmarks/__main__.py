@@ -7,7 +7,7 @@ import platform
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks import conversations, fanout, savers
+from benchmarks import calls, conversations, fanout, savers
 
 README = Path(__file__).parent / "README.md"
 BENCHES: dict[str, tuple[str, Callable[[int], Awaitable[str]]]] = {
@@ -18,6 +18,10 @@ BENCHES: dict[str, tuple[str, Callable[[int], Awaitable[str]]]] = {
     "conversations": (
         "A conversation, 2 KB of random text at each step; all messages kept each time (`add_messages`) or what is new",
         lambda rounds: conversations.bench(min(rounds, 2)),
+    ),
+    "calls": (
+        "The journal: an intent before a call and its outcome after it, durable each, 600 and 900 bytes",
+        calls.bench,
     ),
     "fanout": ('`Send` to many branches that sleep for 10 ms each, `durability="sync"`', fanout.bench),
 }
