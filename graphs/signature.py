@@ -193,7 +193,7 @@ class _Reader:
     def _everywhere(self, value: Any) -> str:
         """A plain value in words, without the folder that the project happens to stand in."""
         if not isinstance(value, str):
-            return repr(value)
+            return hex(value) if type(value) is int else repr(value)  # no integer is too long for hex
         text = value
         for folder in self._project.folders:
             text = text.replace(folder, "<project>")

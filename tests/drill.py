@@ -138,7 +138,8 @@ def _graph(name: str, pay: Any) -> Any:
     builder = StateGraph(State, context_schema=RunContext)
     builder.add_node("think", think).add_node("act", act).add_node("tell", tell)
     builder.add_edge(START, "think").add_edge("think", "act").add_edge("act", "tell").add_edge("tell", END)
-    return govern(builder.compile(), name=name, tools=[pay], default_model="scripted:drill:answer")
+    # Its version is named: the folder of the world is another in each process.
+    return govern(builder.compile(), name=name, version="1", tools=[pay], default_model="scripted:drill:answer")
 
 
 GRAPHS = {
@@ -167,7 +168,7 @@ async def transfer_once(state: Ledger, runtime: Runtime[RunContext]) -> Ledger:
 
 def _transfers() -> Any:
     builder = StateGraph(Ledger, context_schema=RunContext).add_node("transfer", transfer_once)
-    return govern(builder.add_edge(START, "transfer").compile(), name="transfers", tools=[transfer])
+    return govern(builder.add_edge(START, "transfer").compile(), name="transfers", version="1", tools=[transfer])
 
 
 TRANSFERS = _transfers()

@@ -177,6 +177,7 @@ POLICY = (files(__package__) / "policy.cedar").read_text(encoding="utf-8")
 graph = govern(
     _build().compile(),
     name="refund_desk",
+    version="1.0",  # named, since its ledger stands in another file for every process that says so
     tools=TOOLS,
     policies=[POLICY],
     default_model="scripted:holdfast.graphs.refund_desk.script:answer",

@@ -39,7 +39,7 @@ class State(TypedDict, total=False):
 
 def graph_of(node: Any, *tools: Any, name: str = "hostile") -> Any:
     builder = StateGraph(State, context_schema=RunContext).add_node("node", node).add_edge(START, "node")
-    return govern(builder.compile(), name=name, tools=tools)
+    return govern(builder.compile(), name=name, version="1", tools=tools)  # what it holds has no end
 
 
 async def ended(runtime: Runtime, graph: Any) -> RunReport:
