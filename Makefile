@@ -6,7 +6,7 @@ WORKERS ?= 2
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format types check wheel-test upstream bench notebooks recording lock clean
+.PHONY: help setup demo test test-fast test-sigstop lint format types check wheel-test upstream bench notebooks recording lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: setup ## run the tests on an embedded Postgres
 
 test-fast: setup ## run the tests that need no database
 	$(PY) -m pytest tests/unit tests/contracts
+
+test-sigstop: setup ## stop a worker past its lease and let it go on, 200 times (SIGSTOP_TRIES)
+	$(PY) -m pytest tests/acceptance/test_sigstop.py -m slow
 
 lint: setup ## check style, floors and spelling
 	$(PY) -m ruff check .

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks import calls, conversations, fanout, savers
+from benchmarks import calls, conversations, fanout, savers, takeover
 
 README = Path(__file__).parent / "README.md"
 BENCHES: dict[str, tuple[str, Callable[[int], Awaitable[str]]]] = {
@@ -24,6 +24,10 @@ BENCHES: dict[str, tuple[str, Callable[[int], Awaitable[str]]]] = {
         calls.bench,
     ),
     "fanout": ('`Send` to many branches that sleep for 10 ms each, `durability="sync"`', fanout.bench),
+    "takeover": (
+        "Takeover by another worker process after SIGKILL, workers that poll only every 30 s",
+        lambda rounds: takeover.bench(rounds, ttls=(2.0, 5.0)),
+    ),
 }
 
 

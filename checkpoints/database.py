@@ -81,6 +81,9 @@ class StoreTerms:
     """For one lock of the writer that all runs share: they wait for it too."""
     transaction_seconds: float = 30.0
     """For a whole transaction; ended from here by shutting its socket, for a deaf server ends nothing."""
+    idle_seconds: float = 10.0
+    """For the next word of a client inside a transaction; ended by the server. A process that was stopped just then
+    keeps its runs from others for so long, for it has their leases locked."""
     reconnect_seconds: float = 1.0
     """Between two tries to listen again."""
 
@@ -88,7 +91,7 @@ class StoreTerms:
         if not 0 < self.lock_seconds <= self.statement_seconds <= self.transaction_seconds:
             raise ConfigurationError("store timeouts must satisfy 0 < lock <= statement <= transaction")
         waits = (self.connect_seconds, self.acquire_seconds, self.reconnect_seconds, self.writer_lock_seconds)
-        if min(waits) <= 0:
+        if min(*waits, self.idle_seconds) <= 0:
             raise ConfigurationError("store timeouts must be above 0 seconds")
 
 
@@ -362,7 +365,7 @@ def _with_timeouts(dsn: str, terms: StoreTerms) -> str:
     for option, value in {
         "statement_timeout": f"{terms.statement_seconds:g}s",
         "lock_timeout": f"{terms.lock_seconds:g}s",
-        "idle_in_transaction_session_timeout": f"{terms.transaction_seconds:g}s",
+        "idle_in_transaction_session_timeout": f"{terms.idle_seconds:g}s",
         "client_connection_check_interval": "1s",  # what nobody waits for any more is not worked on, nor kept locked
         "timezone": "UTC",
     }.items():

@@ -46,6 +46,7 @@ from holdfast.telemetry.spans import record_failure, record_run, run_span
 log = logger(__name__)
 
 _SAVER_GRACE_SECONDS = 10.0
+_RUN_OUT = "the lease has run out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,11 @@ class Coordinator:
                 await self._execute(hold, control)
         except (LeaseLost, StoreUnavailable) as error:
             # Nothing can be written: the lease runs out by itself and another worker takes the run over.
-            log.warning("attempt_lost", run_id=hold.claim.run_id, epoch=hold.owner.epoch, reason=str(error))
+            _tell_lost(hold, str(error))
+        except asyncio.CancelledError:
+            if not hold.still_ours():  # and so whatever was to be concluded has not been
+                _tell_lost(hold, _RUN_OUT)
+            raise
 
     async def _execute(self, hold: Hold, control: RunControl) -> None:
         run = hold.claim.run
@@ -113,7 +118,10 @@ class Coordinator:
         return graph.copy(update={"checkpointer": self._saver_for(hold.owner, graph)})
 
     async def _conclude(self, hold: Hold, graph: Graph | None, ending: Ending) -> None:
-        """Commit an ending. A cancellation that comes now comes too late: it waits until this is written."""
+        """Commit an ending. A cancellation that comes now comes too late: it waits until this is written. Raises
+        `LeaseLost` for a run that is ours no more."""
+        if isinstance(ending, Lost):
+            raise LeaseLost(_RUN_OUT, run_id=hold.claim.run_id, epoch=hold.owner.epoch)
         await written(self._recorded(hold, graph, ending))
 
     async def _recorded(self, hold: Hold, graph: Graph | None, ending: Ending) -> None:
@@ -223,6 +231,10 @@ class Coordinator:
             return None
         mark = (snapshot.metadata or {}).get(RUN_MARK)
         return plain_output(snapshot.values) if mark == run.run_id else None
+
+
+def _tell_lost(hold: Hold, reason: str) -> None:
+    log.warning("attempt_lost", run_id=hold.claim.run_id, epoch=hold.owner.epoch, reason=reason)
 
 
 def _before_it_begins(hold: Hold) -> Ending | None:
