@@ -6,7 +6,8 @@ WORKERS ?= 2
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-sigstop lint format types check wheel-test upstream bench notebooks recording lock clean
+.PHONY: help setup demo test test-fast test-sigstop sim sim-marks lint format types check wheel-test upstream bench \
+	notebooks recording lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +34,13 @@ test-fast: setup ## run the tests that need no database
 
 test-sigstop: setup ## stop a worker past its lease and let it go on, 200 times (SIGSTOP_TRIES)
 	$(PY) -m pytest tests/acceptance/test_sigstop.py -m slow
+
+sim: setup ## random faults over real processes: SECONDS=60, from SEED= on, SCHEDULES= at most, KEEP= for what went wrong
+	PYTHONPATH=tests $(PY) -m simulation.simulate --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) \
+		$(if $(SCHEDULES),--schedules $(SCHEDULES)) $(if $(KEEP),--keep $(KEEP)) $(if $(MUTANT),--mutant $(MUTANT))
+
+sim-marks: setup ## a crash at every mark of the refund desk and of a fan-out graph
+	PYTHONPATH=tests $(PY) -m simulation.simulate --marks $(if $(KEEP),--keep $(KEEP))
 
 lint: setup ## check style, floors and spelling
 	$(PY) -m ruff check .

@@ -40,6 +40,7 @@ from holdfast.checkpoints.resealing import seal_thread
 from holdfast.checkpoints.rows import Row, Rows
 from holdfast.checkpoints.sealed_rows import ClearRows, SealedRows
 from holdfast.checkpoints.serialization import strict_serializer
+from holdfast.checkpoints.succession import follow
 from holdfast.contracts.credentials import masked
 from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.marks import Mark, reach
@@ -263,6 +264,7 @@ class FencedSaver(AsyncPostgresSaver):
     async def _load_checkpoint_tuple(self, value: DictRow) -> CheckpointTuple:
         # The base class does it in a thread for the writes alone, which costs more than it frees.
         value = self._form.opened(value)
+        follow(value["checkpoint_id"])
         place = {"thread_id": value["thread_id"], "checkpoint_ns": value["checkpoint_ns"]}
         parent, checkpoint = value["parent_checkpoint_id"], value["checkpoint"]
         values = {**(checkpoint.get("channel_values") or {}), **self._load_blobs(value["channel_values"])}

@@ -3,6 +3,7 @@ useful as ever."""
 
 import asyncio
 import operator
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base import id as ids
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.postgres.base import BasePostgresSaver
 from langgraph.graph import END, START, StateGraph
@@ -114,6 +116,21 @@ async def test_run_is_interrupted_and_resumed_by_another_saver_of_its_tenant(hou
     asked = (await graph.aget_state(on("t1"))).interrupts[0]
     result = await graph.ainvoke(Command(resume={asked.id: "yes"}), on("t1"), durability="sync")
     assert result["trail"] == ["in", "first", "second:yes"]
+
+
+async def test_checkpoints_of_a_worker_whose_clock_is_behind_come_after_those_that_it_went_on_from(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() + 3_600_000_000_000)
+    await compiled(await holding(house)).ainvoke({"trail": ["in"]}, on("t1"), durability="sync")
+    monkeypatch.setattr(time, "time_ns", right)
+    monkeypatch.setattr(ids, "_last_v6_timestamp", None)  # as in another worker, whose clock is right
+    graph = compiled(await holding(house))
+    asked = (await graph.aget_state(on("t1"))).interrupts[0]
+    await graph.ainvoke(Command(resume={asked.id: "yes"}), on("t1"), durability="sync")
+    history = [each.metadata["step"] async for each in graph.aget_state_history(on("t1"))]
+    assert history == [2, 1, 0, -1]
 
 
 async def test_run_that_was_taken_over_stops_at_its_first_checkpoint_and_leaves_no_row(house: House) -> None:

@@ -1,0 +1,28 @@
+"""Random faults over real processes and a real Postgres: so many schedules with every change."""
+
+import pytest
+from simulation.conductor import drawn
+from simulation.seeds import FIRST_SEED, SCHEDULES
+from simulation.simulate import from_seed, histogram, performed, told
+
+from holdfast.testing.faults import Action
+
+
+@pytest.mark.timeout(900)
+async def test_what_is_promised_holds_under_any_schedule(capsys: pytest.CaptureFixture[str]):
+    results = await performed(from_seed(FIRST_SEED, SCHEDULES), at_once=6)
+    with capsys.disabled():
+        print(f"\n{histogram(results)}")
+    assert len(results) == SCHEDULES
+    assert sum(result.faults.total() for result in results) > SCHEDULES
+    assert [told(result) for result in results if result.violations] == []
+
+
+def test_every_kind_of_fault_is_among_the_seeds_that_always_run():
+    planned = [fault.action for schedule in from_seed(FIRST_SEED, SCHEDULES) for fault in schedule.faults]
+    assert set(planned) == set(Action)
+
+
+def test_seed_draws_the_same_schedule_again():
+    assert drawn(FIRST_SEED) == drawn(FIRST_SEED)
+    assert drawn(FIRST_SEED) != drawn(FIRST_SEED + 1)
