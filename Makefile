@@ -6,7 +6,7 @@ WORKERS ?= 2
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-sigstop sim sim-marks lint format types check wheel-test upstream bench \
+.PHONY: help setup demo test test-fast test-sigstop sim sim-marks test-sim lint format types check wheel-test upstream bench \
 	notebooks recording lock clean
 
 help: ## show this help
@@ -38,6 +38,9 @@ test-sigstop: setup ## stop a worker past its lease and let it go on, 200 times 
 sim: setup ## random faults over real processes: SECONDS=60, from SEED= on, SCHEDULES= at most, KEEP= for what went wrong
 	PYTHONPATH=tests $(PY) -m simulation.simulate --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) \
 		$(if $(SCHEDULES),--schedules $(SCHEDULES)) $(if $(KEEP),--keep $(KEEP)) $(if $(MUTANT),--mutant $(MUTANT))
+
+test-sim: setup ## a crash at every mark, random schedules, and defences taken out one at a time: several minutes
+	$(PY) -m pytest tests/simulation -m slow
 
 sim-marks: setup ## a crash at every mark of the refund desk and of a fan-out graph
 	PYTHONPATH=tests $(PY) -m simulation.simulate --marks $(if $(KEEP),--keep $(KEEP))

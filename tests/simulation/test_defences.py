@@ -6,6 +6,8 @@ from simulation.mutants import MUTANTS
 from simulation.seeds import FIRST_SEED, FOUND_BY, SCHEDULES
 from simulation.simulate import performed
 
+pytestmark = pytest.mark.slow  # many processes: `make test-sim`, not beside other tests
+
 ALWAYS = ("no_fence_in_transactions", "no_intent", "resend_instead_of_reconcile", "check_then_reserve")
 
 
@@ -15,7 +17,6 @@ async def test_missing_defence_is_found(defence: str):
     await assert_found(defence)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("defence", sorted(set(MUTANTS) - set(ALWAYS)))
 async def test_any_other_missing_defence_is_found(defence: str):

@@ -7,6 +7,8 @@ from simulation.simulate import performed, told
 from holdfast.contracts.marks import Mark
 from holdfast.testing.faults import Action
 
+pytestmark = pytest.mark.slow  # many processes: `make test-sim`, not beside other tests
+
 
 @pytest.mark.timeout(600)
 async def test_crash_at_any_mark_loses_nothing_and_repeats_nothing():

@@ -7,6 +7,8 @@ from simulation.simulate import from_seed, histogram, performed, told
 
 from holdfast.testing.faults import Action
 
+pytestmark = pytest.mark.slow  # many processes: `make test-sim`, not beside other tests
+
 
 @pytest.mark.timeout(900)
 async def test_what_is_promised_holds_under_any_schedule(capsys: pytest.CaptureFixture[str]):
