@@ -192,7 +192,7 @@ class World:
         return govern(builder.compile(), name="pay", version="1", tools=[pay])
 
 
-@pytest.mark.parametrize("lose", [b"A-17", b"receipt of A-17", b"COMMIT"], ids=["intent", "outcome", "any commit"])
+@pytest.mark.parametrize("lose", [b"A-17", b"receipt of A-17"], ids=["intent", "outcome"])
 async def test_call_whose_record_got_no_answer_is_made_once_and_its_run_ends(office: Office, proxy: Proxy, lose: bytes):
     world = World()
     async with office.open(DATABASE_URL=proxy.url) as runtime:
