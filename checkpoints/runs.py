@@ -180,7 +180,7 @@ class PostgresRuns:
             if status is RunStatus.CANCELLED and state["cancel_requested"] is not None:
                 cause = _asked_by(state["cancel_requested"]).record(run_id=owner.run_id, step_name="request_cancel")
             await _end(conn, owner.tenant_id, owner.run_id, status, output=output, cause=cause)
-            drafts = await withdraw(conn, owner.run_id)
+            drafts = [*await _doubt_open_calls(conn, owner), *await withdraw(conn, owner.run_id)]
             await _drop_lease(conn, owner)
             await _write(conn, owner, [*drafts, event])
 
@@ -304,6 +304,22 @@ async def _end(
     told = {"output": plain(output), "cause": plain(cause)}
     stored = conn.documents.sealed(RUNS, tenant_id, run_id, told)
     await conn.execute(_SQL["end_run"], {"run_id": run_id, "status": status, **with_json(RUNS, stored)})
+
+
+async def _doubt_open_calls(conn: Connection, owner: Owner) -> list[EventDraft]:
+    """What the attempt itself could not say any more. Who goes on from the run finds it out."""
+    ended = {"tenant_id": owner.tenant_id, "run_id": owner.run_id, "epoch": owner.epoch}
+    found = await conn.execute(_SQL["doubt_open_calls"], ended)
+    return [
+        EventDraft(
+            kind=EventKind.CALL_UNKNOWN,
+            node=row["node"],
+            task_id=row["task_id"],
+            call_id=row["call_id"],
+            payload={"name": row["name"], "reason": "the run ended before it was known"},
+        )
+        for row in await found.fetchall()
+    ]
 
 
 async def _drop_lease(conn: Connection, owner: Owner) -> None:

@@ -162,6 +162,7 @@ class MemoryRuns:
             asked = self._state.hold(owner).asked_to_stop
             if status is RunStatus.CANCELLED and asked is not None:
                 cause = asked
+            self._doubt_open_calls(owner)
             self._end(owner.run_id, status, cause=cause, output=output)
             self._state.write(owner.run_id, event)
 
@@ -268,6 +269,22 @@ class MemoryRuns:
         if refused is not None and refused.facts["limit_name"] == "max_steps":
             raise refused
         self._state.tables.budgets[budget_id] = replace(row, spent=row.spent + step)
+
+    def _doubt_open_calls(self, owner: Owner) -> None:
+        calls = self._state.tables.calls
+        for call_id, row in list(calls.items()):
+            record = row.record
+            if (record.last_run_id, row.epoch, record.status) == (owner.run_id, owner.epoch, "open"):
+                calls[call_id] = replace(row, record=replace(record, status="unknown"))
+                site, name = record.identity.site, record.identity.name
+                unknown = EventDraft(
+                    kind=EventKind.CALL_UNKNOWN,
+                    node=site.node,
+                    task_id=site.task_id,
+                    call_id=call_id,
+                    payload={"name": name, "reason": "the run ended before it was known"},
+                )
+                self._state.write(owner.run_id, unknown)
 
     def _end(self, run_id: RunId, status: RunStatus, *, cause: RuntimeErrorRecord | None, output: Any = None) -> None:
         """End a run: release its lease, stop its clock and withdraw what is still asked."""

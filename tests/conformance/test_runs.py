@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from scenes import DANA, STRANGER, Scene, event
+from scenes import DANA, STRANGER, Scene, event, intent
 
 from holdfast.contracts.approvals import ApprovalStatus
 from holdfast.contracts.errors import (
@@ -144,6 +144,16 @@ async def test_a_run_that_ends_withdraws_what_it_still_asks(scene: Scene):
     await finish(scene, owner)
     assert (await scene.store.approvals.get("acme", approval.id)).status is ApprovalStatus.WITHDRAWN
     assert (await scene.kinds(owner))[-2:] == ["approval.withdrawn", "run.completed"]
+
+
+async def test_a_run_that_ends_with_a_call_under_way_says_that_nobody_knows_what_became_of_it(scene: Scene):
+    owner = await scene.running()
+    await scene.store.journal.open(owner, intent(owner), event=event(EventKind.TOOL_INTENDED))
+    await finish(scene, owner)
+    [call] = await scene.store.journal.of_run("acme", owner.run_id)
+    assert (call.status, call.closed_at) == ("unknown", None)
+    assert (await scene.kinds(owner))[-3:] == ["tool.intended", "call.unknown", "run.completed"]
+    assert (await scene.budget(owner)).reserved.tool_calls == 1
 
 
 async def test_a_released_run_waits_for_the_next_worker(scene: Scene):
