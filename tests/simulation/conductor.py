@@ -46,7 +46,7 @@ PATIENCE_SECONDS = 180.0
 _NO_FAULTS = Plan()
 _ORDINARY_ENDS = (0, -signal.SIGKILL)
 _LOOK_SECONDS = 0.15
-_QUIET_SECONDS = 15.0
+_QUIET_SECONDS = 45.0  # a drain, a node's clean-up and an unfinished flush are each waited for
 
 T = TypeVar("T")
 

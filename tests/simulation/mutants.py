@@ -14,8 +14,8 @@ from holdfast.contracts.calls import CallIntent, CallRecord, Fresh, Opened, Reco
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.scope import Scope
+from holdfast.gateway import tools
 from holdfast.gateway.reconciling import Reconciler
-from holdfast.gateway.tools import ToolExecutor
 from holdfast.policies.replay import counts_as_no_outcome
 
 MUTANTS: dict[str, Callable[[], None]] = {}
@@ -39,18 +39,14 @@ def replaced(queries: Any, name: str, old: str, new: str) -> None:
 
 
 @mutant
-def no_fence_in_flushes() -> None:
-    """Checkpoints, calls and events are written whoever holds the run."""
+def no_fence() -> None:
+    """Whatever is written is written whoever holds the run: what flushes carry, and what has a transaction alone."""
     fenced = (
         "from asked join leases l using (run_id, epoch)\n     order by l.run_id\n       for key share of l skip locked"
     )
-    for name in ("flush", "flush_whole"):
-        replaced(writer._SQL, name, fenced, "from asked join runs l using (run_id)")
-
-
-@mutant
-def no_fence_in_transactions() -> None:
-    """Journal, events and the run's end are written whoever holds the run."""
+    for name in writer._SQL:
+        if name != "ask_again":
+            replaced(writer._SQL, name, fenced, "from asked join runs l using (run_id)")
     for name in ("hold_lease", "hold_lease_alone"):
         replaced(fence._SQL, name, " and epoch = %(epoch)s", "")
 
@@ -106,6 +102,7 @@ def _record_of(owner: Any, intent: CallIntent) -> CallRecord:
         call_id=intent.call_id,
         tenant_id=owner.tenant_id,
         run_id=owner.run_id,
+        last_run_id=owner.run_id,
         status="open",
         reservation=intent.reservation,
         usage=intent.reservation,
@@ -134,7 +131,8 @@ def check_then_reserve() -> None:
     """Whether a budget has room is looked up for each call by itself, beside others that take from it."""
     together = "sum(model_calls) as model_calls, sum(tool_calls) as tool_calls, sum(tokens) as tokens,"
     one_by_one = together.replace("sum(", "max(")
-    replaced(writer._SQL, "flush_whole", f"budget_id, {together}\n", f"budget_id, {one_by_one}\n")
+    for name in ("flush_calls", "flush_whole"):
+        replaced(writer._SQL, name, f"budget_id, {together}\n", f"budget_id, {one_by_one}\n")
 
 
 @mutant
@@ -180,8 +178,8 @@ def no_answers_from_the_journal() -> None:
         opened = await really_open(self, owner, intent, event=event)
         return Fresh(opened.record) if isinstance(opened, Recorded) and intent.identity.kind == "tool" else opened
 
-    async def earlier(self: ToolExecutor, identity: Any, scope: Any) -> None:
+    async def nothing(journal: Any, scope: Any, identity: Any) -> None:
         return None
 
     PostgresJournal.open = open_  # type: ignore[method-assign]
-    ToolExecutor._earlier = earlier  # type: ignore[method-assign]
+    tools.earlier = nothing

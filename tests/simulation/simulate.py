@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -22,14 +22,14 @@ async def performed(
     at_once: int = 4,
     mutant: str | None = None,
     keep: Path | None = None,
-    until_violated: bool = False,
+    until: Callable[[Result], bool] | None = None,
 ) -> list[Result]:
-    """The results of these schedules; none is begun after `seconds`, nor, if that is wanted, once one has gone wrong.
+    """The results of these schedules; none is begun after `seconds`, nor once one is what `until` waits for.
     What goes wrong is told at once."""
     started, results, waiting = time.monotonic(), list[Result](), iter(schedules)
 
     def over() -> bool:
-        found = until_violated and any(result.violations for result in results)
+        found = until is not None and any(map(until, results))
         return found or time.monotonic() - started >= seconds
 
     async def perform(stage: Stage) -> None:
@@ -101,7 +101,7 @@ def main() -> int:
         "at_once": given.at_once,
         "mutant": given.mutant,
         "keep": given.keep,
-        "until_violated": given.until_violated,
+        "until": (lambda result: bool(result.violations)) if given.until_violated else None,
     }
     results = asyncio.run(performed(schedules, seconds=seconds, **terms))
     wrong = [result for result in results if result.violations]
