@@ -34,6 +34,7 @@ from holdfast.contracts.calls import (
     OutcomeStatus,
     Recorded,
     Unknown,
+    opened_now,
 )
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.errors import (
@@ -77,7 +78,11 @@ class PostgresJournal:
         opened_at = await self._opened_together(owner, intent, facts, event)
         if opened_at is None:
             return await self._open_alone(owner, intent, event)
-        return Fresh(self._remembered(_new_record(owner, intent, json.loads(facts["request"]), opened_at)))
+        request = json.loads(facts["request"])
+        record = opened_now(
+            intent, tenant_id=owner.tenant_id, run_id=owner.run_id, request=request, opened_at=opened_at
+        )
+        return Fresh(self._remembered(record))
 
     async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
         async with self._database.owned(owner) as conn:
@@ -346,35 +351,6 @@ def _outcome_columns(documents: Documents, owner: Owner, outcome: CallOutcome) -
     facts = documents.sealed(CALLS, owner.tenant_id, outcome.call_id, _outcome_facts(owner, outcome))
     used = None if facts["used"] is None else Jsonb(facts["used"])
     return facts | {"used": used, "error_facts": Jsonb(facts["error_facts"])}
-
-
-def _new_record(owner: Owner, intent: CallIntent, request: Mapping[str, Any], opened_at: datetime) -> CallRecord:
-    """The record of an intent that was just committed, as it would be read."""
-    return CallRecord(
-        call_id=intent.call_id,
-        tenant_id=owner.tenant_id,
-        run_id=owner.run_id,
-        last_run_id=owner.run_id,
-        identity=intent.identity,
-        agent_name=intent.agent_name,
-        request=request,
-        effect=intent.effect,
-        idempotent=intent.idempotent,
-        status="open",
-        reservation=intent.reservation,
-        usage=Usage(),
-        response=None,
-        error_type=None,
-        error_message=None,
-        error_facts={},
-        sends=1,
-        latency_ms=None,
-        model=intent.model,
-        prompt_version=intent.prompt_version,
-        policy_version=intent.policy_version,
-        opened_at=opened_at,
-        closed_at=None,
-    )
 
 
 def _record(row: Row) -> CallRecord:

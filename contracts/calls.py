@@ -144,6 +144,37 @@ class CallRecord:
     closed_at: datetime | None
 
 
+def opened_now(
+    intent: CallIntent, *, tenant_id: TenantId, run_id: RunId, request: Mapping[str, Any], opened_at: datetime
+) -> CallRecord:
+    """The record of an intent that was just committed, its `request` as it is stored."""
+    return CallRecord(
+        call_id=intent.call_id,
+        tenant_id=tenant_id,
+        run_id=run_id,
+        last_run_id=run_id,
+        identity=intent.identity,
+        agent_name=intent.agent_name,
+        request=request,
+        effect=intent.effect,
+        idempotent=intent.idempotent,
+        status="open",
+        reservation=intent.reservation,
+        usage=Usage(),
+        response=None,
+        error_type=None,
+        error_message=None,
+        error_facts={},
+        sends=1,
+        latency_ms=None,
+        model=intent.model,
+        prompt_version=intent.prompt_version,
+        policy_version=intent.policy_version,
+        opened_at=opened_at,
+        closed_at=None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Fresh:
     """The intent was recorded: go and act."""

@@ -173,7 +173,7 @@ async def cancel(session: Session, run_id: str, *, tenant: str | None, by: str, 
     chosen = session.settings.tenant_or_default(tenant)
     async with session.runtime() as runtime:
         run = await runtime.cancel(run_id, tenant=chosen, by=by, reason=reason)
-    told = "cancelled" if run.status is RunStatus.CANCELLED else "asked to stop; its worker stops it at the next step"
+    told = "cancelled" if run.status is RunStatus.CANCELLED else "asked to stop; its worker is told and stops it"
     say(session, documents.run_document(run), f"run {run.run_id} is {told}")
     return Exit.OK
 

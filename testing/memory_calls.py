@@ -13,6 +13,7 @@ from holdfast.contracts.calls import (
     OutcomeStatus,
     Recorded,
     Unknown,
+    opened_now,
 )
 from holdfast.contracts.errors import Conflict, NotFound
 from holdfast.contracts.events import EventDraft, EventKind
@@ -131,31 +132,8 @@ class MemoryJournal:
         return row
 
     def _new(self, owner: Owner, intent: CallIntent) -> CallRecord:
-        return CallRecord(
-            call_id=intent.call_id,
-            tenant_id=owner.tenant_id,
-            run_id=owner.run_id,
-            last_run_id=owner.run_id,
-            identity=intent.identity,
-            agent_name=intent.agent_name,
-            request=as_stored(intent.request),
-            effect=intent.effect,
-            idempotent=intent.idempotent,
-            status="open",
-            reservation=intent.reservation,
-            usage=Usage(),
-            response=None,
-            error_type=None,
-            error_message=None,
-            error_facts={},
-            sends=1,
-            latency_ms=None,
-            model=intent.model,
-            prompt_version=intent.prompt_version,
-            policy_version=intent.policy_version,
-            opened_at=self._state.now(),
-            closed_at=None,
-        )
+        request, now = as_stored(intent.request), self._state.now()
+        return opened_now(intent, tenant_id=owner.tenant_id, run_id=owner.run_id, request=request, opened_at=now)
 
     def _again(self, owner: Owner, row: CallRow, intent: CallIntent) -> CallRecord:
         return replace(
