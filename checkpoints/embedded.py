@@ -79,6 +79,8 @@ class EmbeddedServer:
             _sweep(self._account)
         self._make_folder()
         with self._alone():
+            # Not before the lock: between making it and giving it to the server's account it is not yet private.
+            _make_private(_socket_folder(self._folder), self._account)
             self._users = _opened(self._folder / "users.lock")
             fcntl.flock(self._users, fcntl.LOCK_SH)
             try:
@@ -139,7 +141,6 @@ class EmbeddedServer:
                 f"for root Postgres runs as {self._account.name}, who may not enter {self._folder}; "
                 "choose a folder outside private ones, or run holdfast as an ordinary user"
             )
-        _make_private(_socket_folder(self._folder), self._account)
 
     def _furnish(self) -> None:
         with translating(), psycopg.connect(self.admin_url, autocommit=True, row_factory=dict_row) as conn:

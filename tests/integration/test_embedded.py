@@ -1,6 +1,7 @@
 """The embedded server: started by the first, stopped by the last, and found again after any death."""
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -160,6 +162,24 @@ def test_five_first_starts_at_once_make_one_server(place: Path) -> None:
         assert answers(urls[0])
         let_go(each)
     assert not answers(urls[0])
+
+
+@as_root
+def test_socket_folder_that_is_not_yet_given_to_the_servers_account_is_waited_for(place: Path) -> None:
+    first = started(place)
+    socket_folder = Path(first.app_url.split("host=")[1].split("&")[0])
+    facts = place.joinpath("data").stat()
+    first.stop()
+    with (place / "start.lock").open() as lock, ThreadPoolExecutor(1) as threads:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        socket_folder.mkdir(mode=0o700)
+        second = threads.submit(started, place)
+        with pytest.raises(TimeoutError):  # it waits for the one that is making the folder, and does not refuse it
+            second.result(timeout=0.5)
+        os.chown(socket_folder, facts.st_uid, facts.st_gid)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert answers(second.result().app_url)
+        second.result().stop()
 
 
 def test_server_of_a_killed_owner_is_taken_over(place: Path) -> None:
