@@ -7,10 +7,10 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.admission import admit
-from holdfast.checkpoints.approvals import withdraw
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.fence import hold_alone, lost
+from holdfast.checkpoints.left_open import close_left_open
 from holdfast.checkpoints.pen import Pen, Steps
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, event_row
@@ -93,7 +93,7 @@ class PostgresRuns:
                 raise Conflict(f"run {run_id} is {status} already, so it cannot be cancelled", status=status)
             drafts = await _ask_to_stop(conn, run_id, asked)
             if status is not RunStatus.RUNNING:
-                drafts += await _cancel(conn, tenant_id, run_id, asked)
+                drafts += await _cancel(conn, tenant_id, run_id, state["thread_id"], asked)
             await write_events(conn, tenant_id=tenant_id, run_id=run_id, attempt=state["attempt"], drafts=drafts)
             return await _load(conn, tenant_id, run_id)
 
@@ -180,7 +180,7 @@ class PostgresRuns:
             if status is RunStatus.CANCELLED and state["cancel_requested"] is not None:
                 cause = _asked_by(state["cancel_requested"]).record(run_id=owner.run_id, step_name="request_cancel")
             await _end(conn, owner.tenant_id, owner.run_id, status, output=output, cause=cause)
-            drafts = [*await _doubt_open_calls(conn, owner), *await withdraw(conn, owner.run_id)]
+            drafts = await close_left_open(conn, owner.tenant_id, owner.run_id, owner.thread_id)
             await _drop_lease(conn, owner)
             await _write(conn, owner, [*drafts, event])
 
@@ -285,11 +285,14 @@ async def _ask_to_stop(conn: Connection, run_id: RunId, asked: RunCancelled) -> 
     return [EventDraft(kind=EventKind.RUN_CANCEL_REQUESTED, payload=asked.facts)] if noted.rowcount else []
 
 
-async def _cancel(conn: Connection, tenant_id: TenantId, run_id: RunId, asked: RunCancelled) -> list[EventDraft]:
+async def _cancel(
+    conn: Connection, tenant_id: TenantId, run_id: RunId, thread_id: ThreadId, asked: RunCancelled
+) -> list[EventDraft]:
     """End a run that nobody works on."""
     cause = asked.record(run_id=run_id, step_name="request_cancel")
     await _end(conn, tenant_id, run_id, RunStatus.CANCELLED, output=None, cause=cause)
-    return [*await withdraw(conn, run_id), EventDraft(kind=EventKind.RUN_CANCELLED, payload=asked.facts)]
+    left = await close_left_open(conn, tenant_id, run_id, thread_id)
+    return [*left, EventDraft(kind=EventKind.RUN_CANCELLED, payload=asked.facts)]
 
 
 async def _end(
@@ -304,22 +307,6 @@ async def _end(
     told = {"output": plain(output), "cause": plain(cause)}
     stored = conn.documents.sealed(RUNS, tenant_id, run_id, told)
     await conn.execute(_SQL["end_run"], {"run_id": run_id, "status": status, **with_json(RUNS, stored)})
-
-
-async def _doubt_open_calls(conn: Connection, owner: Owner) -> list[EventDraft]:
-    """What the attempt itself could not say any more. Who goes on from the run finds it out."""
-    ended = {"tenant_id": owner.tenant_id, "run_id": owner.run_id, "epoch": owner.epoch}
-    found = await conn.execute(_SQL["doubt_open_calls"], ended)
-    return [
-        EventDraft(
-            kind=EventKind.CALL_UNKNOWN,
-            node=row["node"],
-            task_id=row["task_id"],
-            call_id=row["call_id"],
-            payload={"name": row["name"], "reason": "the run ended before it was known"},
-        )
-        for row in await found.fetchall()
-    ]
 
 
 async def _drop_lease(conn: Connection, owner: Owner) -> None:

@@ -112,13 +112,6 @@ with ended as (
  returning run_id)
 select pg_notify('holdfast_runs', '') from ended
 
--- name: doubt_open_calls
--- Note of the calls that an attempt leaves open when it ends its run that it is not known what became of them.
-update calls
-   set status = 'unknown'
- where tenant_id = %(tenant_id)s and coalesce(sent_by, run_id) = %(run_id)s and epoch = %(epoch)s and status = 'open'
-returning call_id::text, node, task_id, name;
-
 -- name: requeue_run
 -- Hand a run back to the queue, and wake a worker.
 with queued as (

@@ -90,8 +90,8 @@ class Runs(Protocol):
         ...
 
     async def request_cancel(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, reason: str) -> Run:
-        """Ask a run to stop. One that is queued or interrupted is `cancelled` at once; one that is running is told
-        by its worker's heartbeat; one that has ended raises `Conflict`."""
+        """Ask a run to stop. One that is queued or interrupted is `cancelled` at once, as by `finish`; one that is
+        running is told by its worker's heartbeat; one that has ended raises `Conflict`."""
         ...
 
     async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, served_by: str) -> Run:
@@ -122,7 +122,10 @@ class Runs(Protocol):
         event: EventDraft,
     ) -> None:
         """End the run, release the lease, and withdraw what is still asked. Idempotent for the same status. A run that
-        was asked to stop and is cancelled has as its cause who asked, and why."""
+        was asked to stop and is cancelled has as its cause who asked, and why.
+
+        Calls of any attempt that have no outcome get their last word: what only reads, a model call too, has failed
+        and is spent in full; an effect is unknown, and stays reserved until a resumed run has reconciled it."""
         ...
 
     async def release(self, owner: Owner, *, event: EventDraft) -> None:

@@ -15,7 +15,7 @@ from holdfast.contracts.calls import (
     Unknown,
     opened_now,
 )
-from holdfast.contracts.errors import Conflict, NotFound
+from holdfast.contracts.errors import Conflict, ErrorType, NotFound
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
@@ -209,6 +209,18 @@ class MemoryLedger:
         if row is None or row.tenant_id != tenant_id:
             raise NotFound(f"tenant {tenant_id!r} has no budget {budget_id}")
         return row
+
+
+def give_up(state: MemoryState, row: CallRow, *, failed: bool) -> None:
+    """Close a call that its run leaves without an outcome: as failed and spent in full, or as unknown."""
+    record = row.record
+    if failed:
+        _settle(state, row.budgets, reserved=record.reservation, used=record.reservation)
+        usage, error, at = record.usage + record.reservation, ErrorType.TRANSIENT_DEPENDENCY, state.now()
+        record = replace(record, status="failed", usage=usage, error_type=error, closed_at=at)
+    else:
+        record = replace(record, status="unknown")
+    state.tables.calls[record.call_id] = replace(row, record=record)
 
 
 def _is_this_one(row: CallRow, owner: Owner, intent: CallIntent) -> bool:

@@ -19,8 +19,10 @@ from holdfast.contracts.limits import Usage
 from holdfast.contracts.ports import Renewal
 from holdfast.contracts.runs import Forked, GraphVersion, Owner, Resumed, Run, RunClaim, RunRequest, RunStatus
 from holdfast.contracts.tenancy import Principal, Tenant
+from holdfast.contracts.tools import Effect
 from holdfast.policies.refusal import refusal
 from holdfast.policies.travel import require_resumable
+from holdfast.testing.memory_calls import give_up
 from holdfast.testing.memory_state import BudgetRow, Lease, MemoryState, RunRow
 
 _OPEN = frozenset({RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.INTERRUPTED})
@@ -162,7 +164,6 @@ class MemoryRuns:
             asked = self._state.hold(owner).asked_to_stop
             if status is RunStatus.CANCELLED and asked is not None:
                 cause = asked
-            self._doubt_open_calls(owner)
             self._end(owner.run_id, status, cause=cause, output=output)
             self._state.write(owner.run_id, event)
 
@@ -270,26 +271,29 @@ class MemoryRuns:
             raise refused
         self._state.tables.budgets[budget_id] = replace(row, spent=row.spent + step)
 
-    def _doubt_open_calls(self, owner: Owner) -> None:
-        calls = self._state.tables.calls
-        for call_id, row in list(calls.items()):
+    def _close_left_open(self, run_id: RunId) -> None:
+        """The last word on the calls that a run leaves without an outcome, whichever of its attempts made them."""
+        for row in list(self._state.tables.calls.values()):
             record = row.record
-            if (record.last_run_id, row.epoch, record.status) == (owner.run_id, owner.epoch, "open"):
-                calls[call_id] = replace(row, record=replace(record, status="unknown"))
-                site, name = record.identity.site, record.identity.name
-                unknown = EventDraft(
-                    kind=EventKind.CALL_UNKNOWN,
-                    node=site.node,
-                    task_id=site.task_id,
-                    call_id=call_id,
-                    payload={"name": name, "reason": "the run ended before it was known"},
+            only_reads = record.effect is Effect.READ
+            left = record.status == "open" or (record.status == "unknown" and only_reads)
+            if record.last_run_id == run_id and left:
+                give_up(self._state, row, failed=only_reads)
+                kind = EventKind(f"{record.identity.kind}.failed") if only_reads else EventKind.CALL_UNKNOWN
+                told = EventDraft(
+                    kind=kind,
+                    node=record.identity.site.node,
+                    task_id=record.identity.site.task_id,
+                    call_id=record.call_id,
+                    payload={"name": record.identity.name, "reason": "the run ended before it was known"},
                 )
-                self._state.write(owner.run_id, unknown)
+                self._state.write(run_id, told)
 
     def _end(self, run_id: RunId, status: RunStatus, *, cause: RuntimeErrorRecord | None, output: Any = None) -> None:
-        """End a run: release its lease, stop its clock and withdraw what is still asked."""
+        """End a run: release its lease, stop its clock, close what is open and withdraw what is still asked."""
         tables = self._state.tables
         tables.leases.pop(run_id, None)
+        self._close_left_open(run_id)
         self._state.change_run(
             run_id, status=status, cause=cause, output=output, next_action=None, finished_at=self._state.now()
         )

@@ -1,11 +1,13 @@
 """What every store does with runs."""
 
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
-from scenes import DANA, STRANGER, Scene, event, intent
+from scenes import DANA, INTENDED, LOST, ONE_TOOL_CALL, STRANGER, Scene, event, intent, outcome
 
 from holdfast.contracts.approvals import ApprovalStatus
+from holdfast.contracts.calls import Fresh, OutcomeStatus, Unknown
 from holdfast.contracts.errors import (
     AdmissionRefused,
     BudgetExceeded,
@@ -19,15 +21,24 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import RunId
-from holdfast.contracts.limits import Limits
-from holdfast.contracts.runs import Owner, RunStatus
+from holdfast.contracts.limits import Limits, Usage
+from holdfast.contracts.runs import Owner, Resumed, RunStatus
+from holdfast.contracts.tools import Effect
 
 COMPLETED = event(EventKind.RUN_COMPLETED)
 RELEASED = event(EventKind.RUN_RELEASED)
+ONE_MODEL_CALL = Usage(model_calls=1, tokens_used=40, cost_usd=Decimal("0.02"))
+LAST_WORDS = ("model.failed", "tool.failed", "call.unknown")
 
 
 async def finish(scene: Scene, owner: Owner, status=RunStatus.COMPLETED, *, cause=None, output=None) -> None:
     await scene.store.runs.finish(owner, status, output=output, cause=cause, event=event(EventKind(f"run.{status}")))
+
+
+def too_late(owner: Owner) -> RuntimeErrorRecord:
+    return RuntimeErrorRecord(
+        run_id=owner.run_id, step_name="draft", error_type=ErrorType.TIMEOUT, retryable=False, message="too late"
+    )
 
 
 async def begin(scene: Scene, owner: Owner, task_id: str) -> bool:
@@ -116,9 +127,7 @@ async def test_a_step_is_counted_once_per_task_and_refused_beyond_the_limit(scen
 
 async def test_a_finished_run_keeps_its_end_and_nothing_reopens_it(scene: Scene):
     owner = await scene.running()
-    cause = RuntimeErrorRecord(
-        run_id=owner.run_id, step_name="draft", error_type=ErrorType.TIMEOUT, retryable=False, message="too late"
-    )
+    cause = too_late(owner)
     await finish(scene, owner, RunStatus.FAILED, cause=cause, output={"so": "far"})
     run = await scene.store.runs.get("acme", owner.run_id)
     assert (run.status, run.cause, run.output, run.worker_id) == (RunStatus.FAILED, cause, {"so": "far"}, None)
@@ -146,14 +155,87 @@ async def test_a_run_that_ends_withdraws_what_it_still_asks(scene: Scene):
     assert (await scene.kinds(owner))[-2:] == ["approval.withdrawn", "run.completed"]
 
 
-async def test_a_run_that_ends_with_a_call_under_way_says_that_nobody_knows_what_became_of_it(scene: Scene):
+async def lost_on_the_way(scene: Scene) -> Owner:
+    """Who has taken a run over from a worker that was lost with a model, a lookup and an effect under way."""
+    lost = await scene.running(ttl=0)
+    paying = (lost.run_id, await scene.store.ledger.tenant_budget("acme"))
+    reads = {"effect": Effect.READ, "idempotent": True, "budgets": paying}
+    asking = intent(lost, "scripted:m", reservation=ONE_MODEL_CALL, **reads)
+    asking = replace(asking, identity=replace(asking.identity, kind="model"))
+    await scene.store.journal.open(lost, asking, event=event(EventKind.MODEL_INTENDED))
+    await scene.store.journal.open(lost, intent(lost, "look_up", **reads), event=INTENDED)
+    await scene.store.journal.open(lost, intent(lost, budgets=paying), event=INTENDED)
+    [claim] = await scene.claim("worker-2")
+    return claim.owner
+
+
+async def require_settled(scene: Scene, owner: Owner) -> None:
+    """That of what was under way only the effect is in doubt, and that only it holds a reservation."""
+    calls = {call.identity.name: call for call in await scene.store.journal.of_run("acme", owner.run_id)}
+    asked, looked_up, effect = calls["scripted:m"], calls["look_up"], calls["issue_refund"]
+    assert (asked.status, asked.error_type, asked.usage) == ("failed", ErrorType.TRANSIENT_DEPENDENCY, ONE_MODEL_CALL)
+    assert (looked_up.status, looked_up.usage) == ("failed", ONE_TOOL_CALL)
+    assert asked.closed_at is not None
+    assert (effect.status, effect.closed_at, effect.usage) == ("unknown", None, Usage())
+    for budget_id in (owner.run_id, await scene.store.ledger.tenant_budget("acme")):
+        state = await scene.budget(owner, budget_id)
+        assert (state.spent, state.reserved) == (ONE_MODEL_CALL + ONE_TOOL_CALL, ONE_TOOL_CALL)
+    kinds = await scene.kinds(owner)
+    assert [kinds.count(kind) for kind in LAST_WORDS] == [1, 1, 1]
+
+
+async def test_a_run_that_ends_with_calls_under_way_counts_what_was_only_read_and_doubts_the_effect(scene: Scene):
     owner = await scene.running()
-    await scene.store.journal.open(owner, intent(owner), event=event(EventKind.TOOL_INTENDED))
+    await scene.store.journal.open(owner, intent(owner), event=INTENDED)
+    await scene.store.journal.open(owner, intent(owner, "look_up", effect=Effect.READ), event=INTENDED)
+    await finish(scene, owner)
+    calls = {call.identity.name: call.status for call in await scene.store.journal.of_run("acme", owner.run_id)}
+    assert calls == {"issue_refund": "unknown", "look_up": "failed"}
+    assert sorted((await scene.kinds(owner))[-3:-1]) == ["call.unknown", "tool.failed"]
+    state = await scene.budget(owner)
+    assert (state.spent.tool_calls, state.reserved.tool_calls) == (1, 1)
+
+
+@pytest.mark.parametrize("status", [RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED])
+async def test_a_run_that_ends_after_a_takeover_settles_what_the_lost_attempt_left_open(scene: Scene, status):
+    owner = await lost_on_the_way(scene)
+    cause = too_late(owner) if status is RunStatus.FAILED else None
+    await finish(scene, owner, status, cause=cause)
+    await require_settled(scene, owner)
+
+
+async def test_a_run_that_is_cancelled_while_it_rests_settles_what_a_lost_attempt_left_open(scene: Scene):
+    owner = await lost_on_the_way(scene)
+    await scene.asked(owner)
+    await scene.rest(owner)
+    await scene.store.runs.request_cancel(DANA, "acme", owner.run_id, reason="enough")
+    await require_settled(scene, owner)
+
+
+async def test_what_was_read_and_given_up_is_settled_too_when_the_run_ends(scene: Scene):
+    owner = await scene.running()
+    looked_up = intent(owner, "look_up", effect=Effect.READ)
+    await scene.store.journal.open(owner, looked_up, event=INTENDED)
+    await scene.store.journal.close(owner, outcome(looked_up.call_id, OutcomeStatus.UNKNOWN), event=LOST)
     await finish(scene, owner)
     [call] = await scene.store.journal.of_run("acme", owner.run_id)
-    assert (call.status, call.closed_at) == ("unknown", None)
-    assert (await scene.kinds(owner))[-3:] == ["tool.intended", "call.unknown", "run.completed"]
-    assert (await scene.budget(owner)).reserved.tool_calls == 1
+    assert (call.status, call.usage) == ("failed", ONE_TOOL_CALL)
+    assert (await scene.budget(owner)).reserved == Usage()
+
+
+async def test_the_resumed_run_makes_a_call_anew_that_its_origin_was_charged_for(scene: Scene):
+    owner = await lost_on_the_way(scene)
+    await finish(scene, owner, RunStatus.CANCELLED)
+    origin = await scene.store.runs.get("acme", owner.run_id)
+    resumed = scene.request(thread=origin.thread_key, origin=Resumed(run_id=owner.run_id, worked_seconds=0, by="dana"))
+    await scene.store.runs.admit(resumed)
+    [claim] = await scene.claim()
+    again = intent(owner, "look_up", effect=Effect.READ, budgets=(claim.run_id,))
+    opened = await scene.store.journal.open(claim.owner, again, event=INTENDED)
+    assert isinstance(opened, Fresh)
+    assert opened.record.sends == 2
+    doubted = await scene.store.journal.open(claim.owner, intent(owner, budgets=(claim.run_id,)), event=INTENDED)
+    assert isinstance(doubted, Unknown)
 
 
 async def test_a_released_run_waits_for_the_next_worker(scene: Scene):

@@ -193,7 +193,14 @@ ILLS = [
         "alter table calls drop constraint a_call_is_recorded_once",
         "update calls set identity_key = 'same' where run_id = {completed} and occurrence in (2, 3)",
     ),
-    ("a_run_ends_with_its_calls_closed", "update calls set epoch = 3 where run_id = {completed} and status = 'open'"),
+    (
+        "a_run_ends_with_its_calls_closed",
+        "update calls set status = 'open' where run_id = {completed} and status = 'unknown' and epoch = 2",
+    ),
+    (
+        "a_run_ends_with_its_calls_closed",
+        "update calls set effect = 'read' where run_id = {completed} and status = 'unknown'",
+    ),
     (
         "reserved_is_what_open_calls_reserved",
         "update budgets set reserved_tool_calls = reserved_tool_calls + 1 where budget_id = {running}",
