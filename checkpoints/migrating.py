@@ -4,25 +4,27 @@ Everything here blocks; from a loop call it through `asyncio.to_thread`. What th
 """
 
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
+from holdfast.checkpoints.obstacles import Persistence
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.schema import Migration, Phase, compare
 from holdfast.checkpoints.translation import translating
-from holdfast.contracts.errors import ConfigurationError, StoreUnavailable
+from holdfast.contracts.errors import ConfigurationError
 
 _SQL = load_queries(__name__, "migrating.sql")
-_OPTIONS = "-c lock_timeout=600s -c client_min_messages=warning"
+_OPTIONS = "-c lock_timeout=60s -c client_min_messages=warning"
 _CONNECT_TIMEOUT_SECONDS = 10
-_LOCK_SECONDS = 1.0
-_LOCK_TRIES = 60
+_TURN_SECONDS = 600.0
 _FIRST_SCHEMA = 2
+WAIT_SECONDS = 120.0
+"""How long a migration asks for its locks when nothing else is said."""
 
 UPGRADE = "run: holdfast db upgrade"
 FINISH = "once no older version runs: holdfast db upgrade --finish"
@@ -39,18 +41,32 @@ class Standing:
     pending: Sequence[Migration]
 
 
-def upgrade(owner_url: str, *, finish: bool = False) -> Sequence[Migration]:
+def _tell_nobody(_: str) -> None: ...
+
+
+def upgrade(
+    owner_url: str,
+    *,
+    finish: bool = False,
+    wait_seconds: float = WAIT_SECONDS,
+    tell: Callable[[str], None] = _tell_nobody,
+) -> Sequence[Migration]:
     """Apply what the database lacks of the pre migrations, and with `finish` of the post ones; returns those.
 
     A new database gets all of them: no older version can run on it.
 
     `owner_url` logs in as the role that owns (or shall own) the tables, never the application's. Any number of these
-    may run at once. Raises `ConfigurationError` when the database was changed by other code, when the roles are missing
-    and the owner may not make them, and when a post migration would pull the ground from under a connected process of
-    an older version; `StoreUnavailable` when there is no server, or a table stays locked.
+    may run at once. A migration whose tables are locked asks again for `wait_seconds`, and holds nobody up meanwhile;
+    `tell` is called with a line that says whom it waits for.
+
+    Raises `ConfigurationError` when the database was changed by other code, when the roles are missing and the owner
+    may not make them, and when a post migration would pull the ground from under a connected process of an older
+    version; `StoreUnavailable` when there is no server, when a table stays locked, or when another upgrade is under way
+    for longer than ten minutes.
     """
+    asking = Persistence(tell, lambda: _connected(owner_url))
     with translating(), _connected(owner_url) as conn:
-        conn.execute(_SQL["wait_for_our_turn"])
+        asking.until_done(conn, "this upgrade", partial(_take_our_turn, conn), seconds=_TURN_SECONDS)
         _ensure_roles(conn)
         with conn.transaction():
             conn.execute(_SQL["make_list"])
@@ -62,7 +78,7 @@ def upgrade(owner_url: str, *, finish: bool = False) -> Sequence[Migration]:
         for migration in due:
             if migration.phase is Phase.POST:
                 _require_no_older(conn, migration)
-            _apply_patiently(conn, migration)
+            asking.until_done(conn, f"migration {migration}", partial(_apply, conn, migration), seconds=wait_seconds)
         return due
 
 
@@ -96,6 +112,10 @@ def _connected(url: str) -> psycopg.Connection[dict[str, Any]]:
     )
 
 
+def _take_our_turn(conn: psycopg.Connection[dict[str, Any]]) -> None:
+    conn.execute(_SQL["take_our_turn"])
+
+
 def _lists(conn: psycopg.Connection[dict[str, Any]]) -> Mapping[str, bool]:
     return conn.execute(_SQL["lists_present"]).fetchone() or {}
 
@@ -115,10 +135,8 @@ def _apply(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> No
         "checksum": migration.checksum,
     }
     try:
-        with conn.transaction():
-            conn.execute(_SQL["be_brief"], {"lock_timeout": f"{_LOCK_SECONDS:g}s"})
-            conn.execute(migration.sql)
-            conn.execute(_SQL["write_down"], row)
+        conn.execute(migration.sql)
+        conn.execute(_SQL["write_down"], row)
     except psycopg.errors.DuplicateTable as error:
         raise ConfigurationError(
             f"migration {migration} finds a table that is not holdfast's: "
@@ -126,35 +144,19 @@ def _apply(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> No
         ) from error
 
 
-def _apply_patiently(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> None:
-    """Try again when a table is locked. Between two tries those who queued up behind us get their turn."""
-    for tried in range(1, _LOCK_TRIES + 1):
-        try:
-            return _apply(conn, migration)
-        except psycopg.errors.LockNotAvailable as error:
-            if tried == _LOCK_TRIES:
-                raise StoreUnavailable(
-                    f"migration {migration} was given up: other transactions hold locks on its tables for too long "
-                    "(pg_stat_activity names them). Nothing of it was applied; upgrade again when they are over"
-                ) from error
-            time.sleep(_LOCK_SECONDS)
-    return None
-
-
 def _require_no_older(conn: psycopg.Connection[dict[str, Any]], migration: Migration) -> None:
-    connected = conn.execute(_SQL["connected"]).fetchall()
-    older = [each for each in connected if _schema_of(each["name"]) < migration.number]
+    connected = conn.execute(_SQL["connected"], {"first": _FIRST_SCHEMA}).fetchall()
+    older = [each for each in connected if each["schema"] < migration.number]
     if older:
-        where = ", ".join(sorted({each["address"] or "this machine" for each in older}))
         raise ConfigurationError(
-            f"processes of an older version are connected (from {where}), and the migration {migration} takes away "
-            "what they use; stop them and upgrade again. What comes before it was applied"
+            f"processes of an older version are connected ({'; '.join(map(_described, older))}), and the migration "
+            f"{migration} takes away what they use; stop them and upgrade again. What comes before it was applied"
         )
 
 
-def _schema_of(name: str) -> int:
-    number = name.rpartition(" ")[2]
-    return int(number) if number.isdigit() else _FIRST_SCHEMA
+def _described(session: Mapping[str, Any]) -> str:
+    pids = ", ".join(map(str, session["pids"]))
+    return f"{session['name']!r}{' from ' + session['address'] if session['address'] else ''}, pid {pids}"
 
 
 def _ensure_roles(conn: psycopg.Connection[dict[str, Any]]) -> None:

@@ -1,10 +1,7 @@
--- name: wait_for_our_turn
--- One upgrade of a database at a time; whoever waited finds the work done. The number is arbitrary, and ours.
+-- name: take_our_turn
+-- One upgrade of a database at a time, to the end of its session; whoever waited finds the work done. The number is
+-- arbitrary, and ours.
 select pg_advisory_lock(7218540367213000)
-
--- name: be_brief
--- Wait this long for a lock: what waits for a table's lock holds up everyone who comes after it.
-select set_config('lock_timeout', %(lock_timeout)s, true)
 
 -- name: make_list
 -- Where applied migrations are written down.
@@ -46,10 +43,14 @@ insert into applied_migrations (number, phase, name, checksum)
 values (%(number)s, %(phase)s, %(name)s, %(checksum)s)
 
 -- name: connected
--- The processes that are connected to this database as the application, by the name that each gives of itself.
-select distinct application_name as name, client_addr::text as address
+-- Who is connected to this database as the application, and the schema that its code knows, by the name that each session
+-- gives of itself: the first version said none, and what a connection is for may follow (`heartbeat`).
+select application_name as name, client_addr::text as address, array_agg(pid order by pid) as pids,
+       coalesce(substring(application_name from '^holdfast schema (\d+)'), %(first)s::text)::integer as schema
 from pg_stat_activity
-where datname = current_database() and application_name ~ '^holdfast( schema \d+)?$'
+where datname = current_database() and application_name ~ '^holdfast( schema \d+( .*)?)?$'
+group by application_name, client_addr
+order by application_name, client_addr
 
 -- name: roles_present
 -- Which of our roles does the server have, and may the application become the engine?

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.exceptions import TyperException
 
+from holdfast.checkpoints.migrating import WAIT_SECONDS
 from holdfast.contracts.approvals import DecisionType
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import (
@@ -303,10 +304,13 @@ def check(as_json: Json = False) -> int:
 @db.command()
 def upgrade(
     finish: Annotated[bool, typer.Option("--finish", help="Also what must wait until no older version runs.")] = False,
+    wait_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a migration asks again for tables that are locked.")
+    ] = WAIT_SECONDS,
     as_json: Json = False,
 ) -> int:
     """Bring the database up to this version; the embedded one does so by itself."""
-    return _done(commands.upgrade(_session(as_json), finish=finish))
+    return _done(commands.upgrade(_session(as_json), finish=finish, wait_seconds=wait_seconds))
 
 
 @db.command()

@@ -189,8 +189,9 @@ async def hold(session: Session, run_id: str, *, tenant: str | None, by: str, re
     return Exit.OK
 
 
-async def upgrade(session: Session, *, finish: bool) -> Exit:
-    """Apply what the database lacks: of the pre migrations, and with `finish` of the post ones."""
+async def upgrade(session: Session, *, finish: bool, wait_seconds: float) -> Exit:
+    """Apply what the database lacks: of the pre migrations, and with `finish` of the post ones. Whom a migration waits
+    for is said on standard error."""
     settings = session.settings
     if settings.owner_database_url is None and settings.embedded:
         async with embedded_server(settings.embedded_folder):  # which upgrades itself as it starts
@@ -202,7 +203,10 @@ async def upgrade(session: Session, *, finish: bool) -> Exit:
             "application's"
         )
     owner_url = settings.owner_database_url.get_secret_value()
-    applied = [str(each) for each in await asyncio.to_thread(migrating.upgrade, owner_url, finish=finish)]
+    due = await asyncio.to_thread(
+        migrating.upgrade, owner_url, finish=finish, wait_seconds=wait_seconds, tell=_tell_aside
+    )
+    applied = [str(each) for each in due]
     waiting = [str(each) for each in (await asyncio.to_thread(migrating.standing, owner_url)).pending]
     told = [f"applied {', '.join(applied)}" if applied else "the database is up to date"]
     if waiting:
@@ -329,6 +333,10 @@ def _exit_of(result: RunResult) -> Exit:
 
 def _decided(approval: Approval, run: Run) -> dict[str, Any]:
     return {"approval": documents.approval_document(approval), "run": documents.run_document(run)}
+
+
+def _tell_aside(line: str) -> None:
+    Console(stderr=True).print(Text(line), soft_wrap=True)
 
 
 def say(session: Session, document: dict[str, Any], words: str) -> None:

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from holdfast.checkpoints.queries import parse_queries
+from holdfast.checkpoints.schema import migrations
 
 HERE = Path(__file__).parent
 RECORDINGS = HERE / "recordings"
@@ -82,7 +83,8 @@ class Version:
     name: str
     home: Path | None = None
 
-    def _begin(self, *args: str, **environment: str) -> "subprocess.Popen[str]":
+    def begin(self, *args: str, **environment: str) -> "subprocess.Popen[str]":
+        """A process of Python that imports this version."""
         return subprocess.Popen(
             [sys.executable, *args],
             env=self._environment(environment),
@@ -94,7 +96,7 @@ class Version:
 
     def command(self, *args: str, **environment: str) -> tuple[int, str]:
         """`holdfast` of this version, to its end: its exit code, and what it said."""
-        process = self._begin("-m", "holdfast", *args, **environment)
+        process = self.begin("-m", "holdfast", *args, **environment)
         said, _ = process.communicate(timeout=90)
         return process.returncode, said
 
@@ -107,7 +109,7 @@ class Version:
 
     def begin_upgrade(self, owner_url: str, **options: bool) -> "subprocess.Popen[str]":
         """The process of `upgrade`. It does not load what the whole command line does."""
-        return self._begin("-c", _UPGRADE, owner_url, json.dumps(options))
+        return self.begin("-c", _UPGRADE, owner_url, json.dumps(options))
 
     @contextmanager
     def errands(self, database_url: str, folder: Path, *, serve: bool = True) -> Iterator[Errands]:
@@ -141,6 +143,18 @@ import json, sys
 from holdfast.checkpoints.migrating import upgrade
 print(json.dumps([str(each) for each in upgrade(sys.argv[1], **json.loads(sys.argv[2]))]))"""
 THIS = Version("this")
+
+
+def leave_as_the_first_version_did(owner_url: str) -> None:
+    """Bring an empty database up to the schema of 0.1.0: two migrations, in a list that knew no phases."""
+    with psycopg.connect(owner_url, autocommit=True) as conn:
+        conn.execute("create table holdfast_migrations (number integer primary key, name text, checksum text)")
+        conn.execute("alter table holdfast_migrations add applied_at timestamptz not null default clock_timestamp()")
+        conn.execute("grant select on holdfast_migrations to holdfast_app")
+        for each in migrations()[:2]:
+            conn.execute(each.sql)
+            row = [each.number, each.name, each.checksum]
+            conn.execute("insert into holdfast_migrations (number, name, checksum) values (%s, %s, %s)", row)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ CANCELLATIONS = {"BaseException", "asyncio.CancelledError", "CancelledError"}
 OWNED_OTHERWISE = {
     "checkpoints/saver.py:FencedSaver._blocking": "waited for by the thread that asked",
     "checkpoints/shift.py:Shift.begin": "the writer's and the reader's; over when idle, waited for when they close",
+    "checkpoints/obstacles.py:_seeing_whom": "looks on while a migration waits for a lock; waited for when it does not",
     "checkpoints/embedded.py:_to_the_end": "waited for, also when cancelled: a thread cannot be stopped",
     "gateway/closing.py:written": "waited for, also when cancelled, for at most five seconds; then cancelled",
     "nodes/bridge.py:in_thread": "a synchronous node's thread; awaited, and refused by its closed scope when it stays",

@@ -14,7 +14,7 @@ from versions import THIS
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import EmbeddedServer
 from holdfast.checkpoints.migrating import standing, upgrade
-from holdfast.checkpoints.schema import Phase, migrations
+from holdfast.checkpoints.schema import Phase, migrations, newest
 from holdfast.contracts.errors import ConfigurationError, StoreUnavailable
 
 
@@ -31,20 +31,6 @@ def test_new_database_gets_everything_at_once(empty_database: DatabaseUrls) -> N
     assert standing(empty_database.owner).pending == migrations() == PRE + POST
     assert upgrade(empty_database.owner) == PRE + POST
     assert standing(empty_database.app).pending == upgrade(empty_database.owner, finish=True) == []
-
-
-@pytest.fixture
-def first_database(empty_database: DatabaseUrls) -> DatabaseUrls:
-    """A database as the first version left it: two migrations, in a list that knew no phases."""
-    with psycopg.connect(empty_database.owner, autocommit=True) as conn:
-        conn.execute("create table holdfast_migrations (number integer primary key, name text, checksum text)")
-        conn.execute("alter table holdfast_migrations add applied_at timestamptz not null default clock_timestamp()")
-        conn.execute("grant select on holdfast_migrations to holdfast_app")
-        for each in PRE[:2]:
-            conn.execute(each.sql)
-            row = [each.number, each.name, each.checksum]
-            conn.execute("insert into holdfast_migrations (number, name, checksum) values (%s, %s, %s)", row)
-    return empty_database
 
 
 def test_upgrade_applies_what_the_new_code_needs_and_finish_the_rest(first_database: DatabaseUrls) -> None:
@@ -79,7 +65,17 @@ def test_first_versions_list_is_kept_until_nobody_reads_it(first_database: Datab
     assert execute(first_database.app, "select to_regclass('holdfast_migrations')") == [(None,)]
 
 
-@pytest.mark.parametrize(("name", "admitted"), [("holdfast", False), ("holdfast schema 2", False), ("psql", True)])
+@pytest.mark.parametrize(
+    ("name", "admitted"),
+    [
+        ("holdfast", False),
+        ("holdfast schema 2", False),
+        ("holdfast schema 2 heartbeat", False),
+        (f"holdfast schema {newest()} heartbeat", True),
+        ("holdfast db upgrade", True),
+        ("psql", True),
+    ],
+)
 def test_nothing_is_taken_away_from_an_older_process(first_database: DatabaseUrls, name: str, admitted: bool) -> None:
     upgrade(first_database.owner)
     with psycopg.connect(first_database.app, application_name=name) as older:
