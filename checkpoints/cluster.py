@@ -41,8 +41,14 @@ SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
-UNSAFE_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-"""For throw-away clusters alone: a crash of the machine may lose them."""
+UNSAFE_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "min_wal_size": "32MB",
+    "max_wal_size": "128MB",
+}
+"""For throw-away clusters alone: a crash of the machine may lose them. They may stand in memory, so they stay small."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ _SQL = load_queries(__name__, "embedded.sql")
 _FOLDER_FOR_ROOT = Path("/var/lib/holdfast/postgres")
 _SOCKETS = Path("/tmp")  # noqa: S108  # a socket's path has 107 bytes at most; the folder below it is 0700 and checked
 _TEMPORARY = "holdfast-temporary-"
+_MEMORY = Path("/dev/shm")  # noqa: S108  # what is made in it has a name of its own, as in the folder for such files
+_MEMORY_BYTES = 2 << 30
 _LOCK_SECONDS = 180
 _POLL_SECONDS = 0.05
 
@@ -127,7 +129,7 @@ class EmbeddedServer:
 
     def _make_folder(self) -> None:
         if self._temporary:
-            self._folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+            self._folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=_place_of_temporary()))
         # The server's account must be able to pass through; what it holds is its own, and 0700.
         mode = 0o711 if self._account.borrowed else 0o700
         try:
@@ -175,7 +177,7 @@ async def _to_the_end(work: Callable[[], None]) -> None:
 
 def _sweep(account: Account) -> None:
     """Remove the temporary servers of processes that were killed: nobody holds their locks any more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+    for folder in (found for place in _places_of_temporary() for found in place.glob(f"{_TEMPORARY}*")):
         with suppress(FileNotFoundError, BlockingIOError):  # swept by another process just now; in use
             # One that has only been made by now has no data yet, and is left alone.
             if folder.stat().st_uid == os.geteuid() and any(folder.glob("data*")):
@@ -193,6 +195,20 @@ def _held(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _place_of_temporary() -> Path:
+    """Memory, where there is plenty and programs may be run in it (copies of the binaries may stand beside the data):
+    a new database is hundreds of files, which some disks take a second to make."""
+    with suppress(OSError):
+        facts = os.statvfs(_MEMORY)
+        if facts.f_bavail * facts.f_frsize >= _MEMORY_BYTES and not facts.f_flag & os.ST_NOEXEC:
+            return _MEMORY
+    return Path(tempfile.gettempdir())
+
+
+def _places_of_temporary() -> tuple[Path, ...]:
+    return (Path(tempfile.gettempdir()), _MEMORY)
 
 
 def _default_folder(account: Account) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from holdfast.checkpoints import embedded
 from holdfast.checkpoints.cluster import wheel_binaries
 from holdfast.checkpoints.embedded import EmbeddedServer, embedded_server
 from holdfast.checkpoints.migrating import standing
@@ -52,8 +53,8 @@ os.setuid(nobody.pw_uid)
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that the server's account can reach; pytest's own is private."""
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-"))
+    """A folder that the server's account can reach, and quick to make a cluster in; pytest's own is private."""
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-test-", dir=embedded._place_of_temporary()))
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)
@@ -280,6 +281,27 @@ def test_temporary_server_leaves_nothing_and_takes_no_folder(place: Path) -> Non
     assert not server.folder.exists()
     with pytest.raises(ConfigurationError, match="takes no folder"):
         EmbeddedServer(place, temporary=True)
+
+
+def test_temporary_server_stands_in_memory_where_there_is_plenty(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_MEMORY", place)
+    monkeypatch.setattr(embedded, "_MEMORY_BYTES", 1)
+    server = EmbeddedServer(temporary=True)
+    server.start()
+    assert answers(server.app_url)
+    assert server.folder.parent == place
+    server.stop()
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(("place_there", "least"), [("there", 1 << 60), ("not there", 1)])
+def test_temporary_server_stands_among_temporary_files_where_memory_has_no_room(
+    tmp_path: Path, place_there: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(embedded, "_MEMORY", tmp_path / place_there)
+    monkeypatch.setattr(embedded, "_MEMORY_BYTES", least)
+    assert embedded._place_of_temporary() == Path(tempfile.gettempdir())
 
 
 def test_temporary_server_of_a_killed_process_is_swept_away_by_the_next() -> None:
