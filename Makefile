@@ -7,7 +7,7 @@ export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-sigstop sim sim-marks test-sim lint format types check wheel-test upstream bench \
-	notebooks recording lock clean
+	notebooks recording schema lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ notebooks: setup ## execute the notebooks
 
 recording: setup ## record this version for the tests of later ones, at a release
 	$(PY) tests/recordings/record.py
+
+schema: setup ## write docs/schema.sql, the schema after all migrations, anew
+	$(PY) tests/schema.py
 
 lock: setup ## resolve the dependencies anew
 	$(PY) -m uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url \

@@ -11,6 +11,7 @@ import pytest
 from errands import HANG
 from fix_database import DatabaseUrls
 from plans import logins, role_of
+from schema import schema
 from versions import RECORDINGS, THIS, Recording, Version
 
 from holdfast.checkpoints.database import Database
@@ -82,6 +83,13 @@ def test_queries_of_an_old_version_keep_their_role_until_the_upgrade_is_finished
         upgrade(urls.owner)
         assert {name: role_of(query, opened) for name, query in queries.items()} == before
     assert None not in before.values()
+
+
+def test_upgraded_database_has_the_schema_of_a_new_one(urls: DatabaseUrls, database_urls: DatabaseUrls) -> None:
+    assert schema(urls.owner) != schema(database_urls.owner)
+    upgrade(urls.owner)
+    upgrade(urls.owner, finish=True)
+    assert schema(urls.owner) == schema(database_urls.owner)
 
 
 def test_old_and_new_work_side_by_side_on_the_new_schema(old: Version, urls: DatabaseUrls, tmp_path: Path) -> None:

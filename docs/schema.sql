@@ -1,0 +1,497 @@
+-- The schema after all migrations of checkpoints/migrations, where its reasons stand, in PostgreSQL 18's words.
+-- Written by `make schema`.
+
+create table applied_migrations (
+    number integer not null,
+    phase text not null,
+    name text not null,
+    checksum text not null,
+    applied_at timestamp with time zone default clock_timestamp() not null,
+    constraint applied_migrations_pkey PRIMARY KEY (number, phase),
+    constraint a_migration_is_of_a_known_phase CHECK (phase = ANY (ARRAY['pre'::text, 'post'::text]))
+);
+grant select on applied_migrations to holdfast_app;
+
+create table tenants (
+    tenant_id text not null,
+    terms jsonb not null,
+    budget_id uuid not null,
+    updated_at timestamp with time zone default now() not null,
+    retention jsonb default '{}'::jsonb not null,
+    legal_hold boolean default false not null,
+    constraint tenants_pkey PRIMARY KEY (tenant_id),
+    constraint tenants_budget_id_key UNIQUE (budget_id)
+);
+alter table tenants enable row level security;
+alter table tenants force row level security;
+create policy of_the_sessions_tenants on tenants for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+create policy the_engine_sees_all on tenants for all to holdfast_engine using (true);
+create policy the_owner_prunes on tenants for all to holdfast_owner using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant insert, select, update on tenants to holdfast_app;
+grant select (tenant_id) on tenants to holdfast_engine;
+
+create table threads (
+    thread_id uuid not null,
+    tenant_id text not null,
+    thread_key text not null,
+    created_at timestamp with time zone default now() not null,
+    fork text default ''::text not null,
+    constraint threads_pkey PRIMARY KEY (thread_id),
+    constraint a_tenant_names_a_thread_once UNIQUE (tenant_id, thread_key),
+    constraint threads_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES tenants(tenant_id)
+);
+alter table threads enable row level security;
+alter table threads force row level security;
+create policy of_the_sessions_tenants on threads for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant insert, select, update on threads to holdfast_app;
+
+create table runs (
+    run_id uuid not null,
+    tenant_id text not null,
+    thread_id uuid not null,
+    graph_name text not null,
+    graph_version text not null,
+    status text not null,
+    principal jsonb not null,
+    input bytea not null,
+    input_type text not null,
+    request_digest text not null,
+    context jsonb,
+    limits jsonb not null,
+    deadline_at timestamp with time zone,
+    remaining_ms bigint,
+    epoch bigint default 0 not null,
+    attempt integer default 0 not null,
+    takeovers integer default 0 not null,
+    parked boolean default false not null,
+    max_attempts integer not null,
+    output jsonb,
+    next_action text,
+    cause jsonb,
+    cancel_requested jsonb,
+    trace_parent text,
+    attached boolean default false not null,
+    created_at timestamp with time zone default clock_timestamp() not null,
+    started_at timestamp with time zone,
+    claimed_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    forked_from uuid,
+    forked_at text,
+    resumed_from uuid,
+    legal_hold jsonb,
+    events_pruned boolean default false not null,
+    checkpoints_kept text default 'all'::text not null,
+    constraint runs_pkey PRIMARY KEY (run_id),
+    constraint a_clock_runs_or_stands CHECK (deadline_at IS NULL OR remaining_ms IS NULL),
+    constraint a_failed_run_has_a_cause CHECK (status <> 'failed'::text OR cause IS NOT NULL),
+    constraint a_fork_names_its_checkpoint CHECK ((forked_from IS NULL) = (forked_at IS NULL)),
+    constraint a_run_has_a_known_status CHECK (status = ANY (ARRAY['queued'::text, 'running'::text, 'interrupted'::text, 'completed'::text, 'failed'::text, 'cancelled'::text])),
+    constraint a_run_has_one_origin CHECK (forked_from IS NULL OR resumed_from IS NULL),
+    constraint a_run_that_ended_says_when CHECK ((finished_at IS NOT NULL) = (status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text]))),
+    constraint checkpoints_are_kept_in_a_known_way CHECK (checkpoints_kept = ANY (ARRAY['all'::text, 'latest'::text, 'none'::text])),
+    constraint runs_forked_from_fkey FOREIGN KEY (forked_from) REFERENCES runs(run_id),
+    constraint runs_resumed_from_fkey FOREIGN KEY (resumed_from) REFERENCES runs(run_id),
+    constraint runs_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES tenants(tenant_id),
+    constraint runs_thread_id_fkey FOREIGN KEY (thread_id) REFERENCES threads(thread_id)
+);
+CREATE UNIQUE INDEX a_run_is_resumed_once ON runs USING btree (resumed_from) WHERE resumed_from IS NOT NULL;
+CREATE UNIQUE INDEX one_running_run_per_thread ON runs USING btree (thread_id) WHERE status = 'running'::text AND NOT attached;
+CREATE INDEX open_versions ON runs USING btree (graph_name, graph_version) WHERE (status = ANY (ARRAY['queued'::text, 'running'::text])) AND NOT attached;
+CREATE INDEX runs_in_a_tenants_queue ON runs USING btree (tenant_id) WHERE status = 'queued'::text;
+CREATE INDEX runs_of_a_tenant ON runs USING btree (tenant_id, created_at DESC);
+CREATE INDEX runs_of_a_thread ON runs USING btree (thread_id);
+CREATE INDEX runs_open_on_a_thread ON runs USING btree (thread_id, created_at, run_id) WHERE status = ANY (ARRAY['queued'::text, 'running'::text, 'interrupted'::text]);
+CREATE INDEX runs_that_are_held ON runs USING btree ((thread_id::text)) WHERE legal_hold IS NOT NULL;
+CREATE INDEX runs_to_claim ON runs USING btree (created_at, run_id) WHERE status = ANY (ARRAY['queued'::text, 'running'::text]);
+CREATE INDEX runs_with_checkpoints_to_prune ON runs USING btree (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND checkpoints_kept <> 'none'::text;
+CREATE INDEX runs_with_events_to_prune ON runs USING btree (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND NOT events_pruned;
+alter table runs enable row level security;
+alter table runs force row level security;
+create policy of_the_sessions_tenants on runs for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+create policy the_engine_sees_all on runs for all to holdfast_engine using (true);
+create policy the_owner_prunes on runs for all to holdfast_owner using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant insert, select, update on runs to holdfast_app;
+grant select (run_id, tenant_id, thread_id, graph_name, graph_version, status, deadline_at, remaining_ms, epoch, attempt, takeovers, parked, max_attempts, cancel_requested, attached, created_at, started_at), update (status, epoch, attempt, takeovers, parked, started_at, claimed_at) on runs to holdfast_engine;
+
+create table leases (
+    run_id uuid not null,
+    tenant_id text not null,
+    epoch bigint not null,
+    worker_id text not null,
+    heartbeat_at timestamp with time zone default clock_timestamp() not null,
+    expires_at timestamp with time zone not null,
+    constraint leases_pkey PRIMARY KEY (run_id),
+    constraint a_lease_has_one_epoch UNIQUE (run_id, epoch),
+    constraint leases_run_id_fkey FOREIGN KEY (run_id) REFERENCES runs(run_id)
+) with (fillfactor=50);
+alter table leases enable row level security;
+alter table leases force row level security;
+create policy of_the_sessions_tenants on leases for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+create policy the_engine_sees_all on leases for all to holdfast_engine using (true);
+grant delete, insert, select, update on leases to holdfast_app;
+grant delete, insert, select, update on leases to holdfast_engine;
+
+create table budgets (
+    budget_id uuid not null,
+    tenant_id text not null,
+    kind text not null,
+    thread_id uuid,
+    run_id uuid,
+    parent_id uuid,
+    share_key text,
+    max_model_calls bigint,
+    max_tool_calls bigint,
+    max_tokens bigint,
+    max_cost bigint,
+    max_steps bigint,
+    spent_model_calls bigint default 0 not null,
+    spent_tool_calls bigint default 0 not null,
+    spent_tokens bigint default 0 not null,
+    spent_cost bigint default 0 not null,
+    spent_steps bigint default 0 not null,
+    spent_unpriced bigint default 0 not null,
+    reserved_model_calls bigint default 0 not null,
+    reserved_tool_calls bigint default 0 not null,
+    reserved_tokens bigint default 0 not null,
+    reserved_cost bigint default 0 not null,
+    inherited jsonb,
+    constraint budgets_pkey PRIMARY KEY (budget_id),
+    constraint a_share_is_opened_once UNIQUE (thread_id, share_key),
+    constraint a_budget_is_of_a_known_kind CHECK (kind = ANY (ARRAY['tenant'::text, 'run'::text, 'specialist'::text])),
+    constraint nothing_is_reserved_below_zero CHECK (reserved_model_calls >= 0 AND reserved_tool_calls >= 0 AND reserved_tokens >= 0 AND reserved_cost >= 0),
+    constraint budgets_parent_id_fkey FOREIGN KEY (parent_id) REFERENCES budgets(budget_id),
+    constraint budgets_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES tenants(tenant_id)
+) with (fillfactor=70);
+alter table budgets enable row level security;
+alter table budgets force row level security;
+create policy of_the_sessions_tenants on budgets for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant insert, select, update on budgets to holdfast_app;
+
+create table calls (
+    call_id uuid not null,
+    tenant_id text not null,
+    run_id uuid not null,
+    thread_id uuid not null,
+    identity_key text not null,
+    checkpoint_ns text not null,
+    task_id text not null,
+    node text not null,
+    checkpoint_id text,
+    kind text not null,
+    name text not null,
+    occurrence integer not null,
+    fork text not null,
+    agent_name text not null,
+    request_digest text not null,
+    request bytea not null,
+    effect text not null,
+    idempotent boolean not null,
+    status text not null,
+    budgets uuid[] not null,
+    reserved jsonb not null,
+    used jsonb,
+    earlier jsonb default '[]'::jsonb not null,
+    response bytea,
+    error_type text,
+    error_message text,
+    error_facts jsonb,
+    sends integer default 1 not null,
+    grant_id uuid,
+    model text,
+    prompt_version text,
+    policy_version text not null,
+    timeout_ms bigint not null,
+    latency_ms bigint,
+    epoch bigint not null,
+    opened_at timestamp with time zone default clock_timestamp() not null,
+    closed_at timestamp with time zone,
+    sent_by uuid,
+    constraint calls_pkey PRIMARY KEY (call_id),
+    constraint a_call_is_recorded_once UNIQUE (thread_id, identity_key),
+    constraint a_call_has_a_known_status CHECK (status = ANY (ARRAY['open'::text, 'returned'::text, 'failed'::text, 'unknown'::text])),
+    constraint a_call_is_of_a_known_kind CHECK (kind = ANY (ARRAY['model'::text, 'tool'::text])),
+    constraint an_outcome_is_whole CHECK ((status = ANY (ARRAY['open'::text, 'unknown'::text])) = (used IS NULL)),
+    constraint calls_run_id_fkey FOREIGN KEY (run_id) REFERENCES runs(run_id),
+    constraint calls_sent_by_fkey FOREIGN KEY (sent_by) REFERENCES runs(run_id)
+) with (fillfactor=40);
+CREATE UNIQUE INDEX a_grant_is_used_once ON calls USING btree (grant_id) WHERE grant_id IS NOT NULL;
+CREATE INDEX calls_of_a_run ON calls USING btree (run_id, opened_at);
+CREATE INDEX calls_of_a_task ON calls USING btree (thread_id, task_id);
+alter table calls enable row level security;
+alter table calls force row level security;
+create policy of_the_sessions_tenants on calls for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant insert, select, update on calls to holdfast_app;
+
+create table approvals (
+    approval_id uuid not null,
+    tenant_id text not null,
+    run_id uuid not null,
+    thread_id uuid not null,
+    interrupt_id text not null,
+    kind text not null,
+    status text default 'pending'::text not null,
+    node text not null,
+    task_id text not null,
+    payload jsonb not null,
+    allowed text[] not null,
+    tool_name text,
+    args jsonb,
+    args_digest text,
+    granted_digest text,
+    policy_version text,
+    rule text,
+    call_id uuid,
+    identity_key text,
+    created_at timestamp with time zone default clock_timestamp() not null,
+    expires_at timestamp with time zone not null,
+    decided_at timestamp with time zone,
+    decided_by text,
+    decision jsonb,
+    used_at timestamp with time zone,
+    constraint approvals_pkey PRIMARY KEY (approval_id),
+    constraint an_interrupt_is_asked_once UNIQUE (thread_id, interrupt_id),
+    constraint a_decision_has_a_person CHECK ((decided_by IS NOT NULL) = (status = ANY (ARRAY['approved'::text, 'edited'::text, 'rejected'::text, 'responded'::text]))),
+    constraint an_approval_has_a_known_status CHECK (status = ANY (ARRAY['pending'::text, 'approved'::text, 'edited'::text, 'rejected'::text, 'responded'::text, 'expired'::text, 'withdrawn'::text])),
+    constraint only_a_grant_is_used CHECK (used_at IS NULL OR (status = ANY (ARRAY['approved'::text, 'edited'::text]))),
+    constraint approvals_run_id_fkey FOREIGN KEY (run_id) REFERENCES runs(run_id),
+    constraint approvals_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES tenants(tenant_id),
+    constraint approvals_thread_id_fkey FOREIGN KEY (thread_id) REFERENCES threads(thread_id)
+);
+CREATE INDEX approvals_of_a_call ON approvals USING btree (thread_id, identity_key) WHERE identity_key IS NOT NULL;
+CREATE INDEX approvals_of_a_run ON approvals USING btree (run_id);
+CREATE INDEX approvals_pending ON approvals USING btree (tenant_id, created_at) WHERE status = 'pending'::text;
+CREATE INDEX approvals_to_expire ON approvals USING btree (expires_at) WHERE status = 'pending'::text;
+alter table approvals enable row level security;
+alter table approvals force row level security;
+create policy of_the_sessions_tenants on approvals for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+create policy the_engine_sees_all on approvals for all to holdfast_engine using (true);
+grant insert, select, update on approvals to holdfast_app;
+grant select (approval_id, tenant_id, run_id, status, expires_at) on approvals to holdfast_engine;
+
+create table run_heads (
+    run_id uuid not null,
+    tenant_id text not null,
+    seq bigint not null,
+    trace_parent text,
+    hash bytea default decode(repeat('00'::text, 32), 'hex'::text) not null,
+    anchor_seq bigint default 0 not null,
+    anchor_hash bytea default decode(repeat('00'::text, 32), 'hex'::text) not null,
+    last_flush text,
+    constraint run_heads_pkey PRIMARY KEY (run_id),
+    constraint run_heads_run_id_fkey FOREIGN KEY (run_id) REFERENCES runs(run_id)
+) with (fillfactor=50);
+alter table run_heads enable row level security;
+alter table run_heads force row level security;
+create policy of_the_sessions_tenants on run_heads for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+create policy the_engine_sees_all on run_heads for all to holdfast_engine using (true);
+create policy the_owner_prunes on run_heads for all to holdfast_owner using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant insert, select, update on run_heads to holdfast_app;
+grant insert, select, update on run_heads to holdfast_engine;
+
+create table events (
+    run_id uuid not null,
+    seq bigint not null,
+    tenant_id text not null,
+    at timestamp with time zone default clock_timestamp() not null,
+    attempt integer not null,
+    kind text not null,
+    node text,
+    task_id text,
+    call_id uuid,
+    trace_id text,
+    span_id text,
+    payload bytea not null,
+    hash bytea not null,
+    constraint events_pkey PRIMARY KEY (run_id, seq)
+);
+CREATE INDEX steps_of_a_run ON events USING btree (run_id, task_id) WHERE kind = 'node.started'::text;
+alter table events enable row level security;
+alter table events force row level security;
+create policy of_the_sessions_tenants on events for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+create policy the_engine_sees_all on events for all to holdfast_engine using (true);
+create policy the_owner_prunes on events for all to holdfast_owner using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant insert, select on events to holdfast_app;
+grant insert on events to holdfast_engine;
+
+create table checkpoint_migrations (
+    v integer not null,
+    constraint checkpoint_migrations_pkey PRIMARY KEY (v)
+);
+grant select on checkpoint_migrations to holdfast_app;
+
+create table checkpoints (
+    thread_id text not null,
+    checkpoint_ns text default ''::text not null,
+    checkpoint_id text not null,
+    parent_checkpoint_id text,
+    type text,
+    checkpoint jsonb not null,
+    metadata jsonb default '{}'::jsonb not null,
+    tenant_id text default NULLIF(current_setting('holdfast.tenants'::text, true), ''::text) not null,
+    constraint checkpoints_pkey PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+);
+alter table checkpoints enable row level security;
+alter table checkpoints force row level security;
+create policy of_the_sessions_tenants on checkpoints for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant delete, insert, select, update on checkpoints to holdfast_app;
+
+create table checkpoint_blobs (
+    thread_id text not null,
+    checkpoint_ns text default ''::text not null,
+    channel text not null,
+    version text not null,
+    type text not null,
+    blob bytea,
+    tenant_id text default NULLIF(current_setting('holdfast.tenants'::text, true), ''::text) not null,
+    constraint checkpoint_blobs_pkey PRIMARY KEY (thread_id, checkpoint_ns, channel, version)
+);
+alter table checkpoint_blobs enable row level security;
+alter table checkpoint_blobs force row level security;
+create policy of_the_sessions_tenants on checkpoint_blobs for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant delete, insert, select, update on checkpoint_blobs to holdfast_app;
+
+create table checkpoint_writes (
+    thread_id text not null,
+    checkpoint_ns text default ''::text not null,
+    checkpoint_id text not null,
+    task_id text not null,
+    idx integer not null,
+    channel text not null,
+    type text,
+    blob bytea not null,
+    task_path text default ''::text not null,
+    tenant_id text default NULLIF(current_setting('holdfast.tenants'::text, true), ''::text) not null,
+    constraint checkpoint_writes_pkey PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+);
+alter table checkpoint_writes enable row level security;
+alter table checkpoint_writes force row level security;
+create policy of_the_sessions_tenants on checkpoint_writes for all to holdfast_app using ((tenant_id = ANY (( SELECT string_to_array(current_setting('holdfast.tenants'::text, true), ','::text) AS string_to_array)::text[])));
+grant delete, insert, select, update on checkpoint_writes to holdfast_app;
+
+create table encryption_keys (
+    key_id text not null,
+    names_key bytea not null,
+    complete boolean not null,
+    added_at timestamp with time zone default clock_timestamp() not null,
+    constraint encryption_keys_pkey PRIMARY KEY (key_id)
+);
+grant delete, insert, select, update on encryption_keys to holdfast_app;
+
+create table workers (
+    worker_id text not null,
+    serves jsonb not null,
+    since timestamp with time zone default clock_timestamp() not null,
+    expires_at timestamp with time zone not null,
+    constraint workers_pkey PRIMARY KEY (worker_id)
+);
+grant delete, insert, select, update on workers to holdfast_engine;
+
+CREATE OR REPLACE FUNCTION event_content_v1(run_id uuid, seq bigint, at timestamp with time zone, attempt integer, kind text, node text, task_id text, call_id uuid, trace_id text, span_id text, payload bytea)
+ RETURNS bytea
+ LANGUAGE sql
+ STABLE PARALLEL SAFE
+RETURN (((((((((((((((('\x00000010'::bytea || uuid_send(run_id)) || '\x00000008'::bytea) || int8send(seq)) || '\x00000008'::bytea) || timestamptz_send(at)) || '\x00000004'::bytea) || int4send(attempt)) || int4send(octet_length(kind))) || convert_to(kind, 'UTF8'::name)) || COALESCE((int4send(octet_length(node)) || convert_to(node, 'UTF8'::name)), '\xffffffff'::bytea)) || COALESCE((int4send(octet_length(task_id)) || convert_to(task_id, 'UTF8'::name)), '\xffffffff'::bytea)) || COALESCE(('\x00000010'::bytea || uuid_send(call_id)), '\xffffffff'::bytea)) || COALESCE((int4send(octet_length(trace_id)) || convert_to(trace_id, 'UTF8'::name)), '\xffffffff'::bytea)) || COALESCE((int4send(octet_length(span_id)) || convert_to(span_id, 'UTF8'::name)), '\xffffffff'::bytea)) || int4send(octet_length(payload))) || payload);
+
+CREATE OR REPLACE FUNCTION event_link_v1(last bytea, before_the_first bytea, content bytea)
+ RETURNS bytea
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+RETURN sha256((COALESCE(last, before_the_first) || content));
+
+create aggregate event_chain_v1(before_the_first bytea, content bytea) (sfunc = event_link_v1, stype = bytea);
+
+CREATE OR REPLACE FUNCTION refuse_to_delete_what_is_held()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+begin
+    if exists (select from (select distinct thread_id, tenant_id from gone) g
+                where exists (select from runs r where r.thread_id::text = g.thread_id and r.legal_hold is not null)
+                   or exists (select from tenants t
+                               where t.tenant_id = g.tenant_id and t.legal_hold))
+    then
+        raise exception 'checkpoints that are held are not deleted; lift the hold first'
+            using errcode = 'restrict_violation', constraint = 'what_is_held_stays';
+    end if;
+    return null;
+end $function$;
+
+CREATE OR REPLACE FUNCTION prune_events_v1(of_tenant text, at_most bigint)
+ RETURNS TABLE(pruned_run uuid, pruned_events bigint)
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'public', 'pg_temp'
+AS $function$
+declare
+    days integer;
+    due  record;
+    last record;
+    note record;
+    room bigint := at_most;
+begin
+    if not coalesce(of_tenant = any(string_to_array(current_setting('holdfast.tenants', true), ',')), false) then
+        raise exception 'this session does not work for tenant %', of_tenant using errcode = 'insufficient_privilege';
+    end if;
+    select (t.retention ->> 'events_days')::integer into days
+      from tenants t
+     where t.tenant_id = of_tenant and not t.legal_hold;
+    if days is null then
+        return;
+    end if;
+    for due in
+        select r.run_id, r.attempt, h.anchor_seq, h.anchor_hash,
+               (select e.seq - 1 from events e
+                 where e.run_id = r.run_id and e.kind = 'run.' || r.status
+                 order by e.seq desc limit 1) as through
+          from runs r
+          join run_heads h on h.run_id = r.run_id
+         where r.tenant_id = of_tenant and r.finished_at <= clock_timestamp() - make_interval(days => days)
+           and not r.events_pruned and r.legal_hold is null
+         order by r.finished_at
+         limit least(at_most, 1000)
+           for no key update of r, h skip locked
+    loop
+        exit when room <= 0;
+        select max(e.seq) as seq, count(*) as rows, (array_agg(e.hash order by e.seq desc))[1] as hash,
+               event_chain_v1(due.anchor_hash, event_content_v1(
+                   e.run_id, e.seq, e.at, e.attempt, e.kind, e.node, e.task_id, e.call_id, e.trace_id, e.span_id,
+                   e.payload) order by e.seq) as due_hash
+          into last
+          from events e
+         where e.run_id = due.run_id and e.seq <= least(due.through, due.anchor_seq + room);
+        continue when last.rows is distinct from last.seq - due.anchor_seq or last.hash is distinct from last.due_hash;
+        delete from events e where e.run_id = due.run_id and e.seq <= last.seq;
+        update run_heads h set anchor_seq = last.seq, anchor_hash = last.hash where h.run_id = due.run_id;
+        room := room - last.rows;
+        pruned_run := due.run_id;
+        pruned_events := last.rows;
+        return next;
+        continue when last.seq < due.through;
+        select h.seq + 1 as seq, clock_timestamp() as at, h.hash as previous,
+               split_part(h.trace_parent, '-', 2) as trace_id, split_part(h.trace_parent, '-', 3) as span_id,
+               convert_to(format('{"days":%s,"events":%s}', days, last.seq), 'UTF8') as payload
+          into note
+          from run_heads h
+         where h.run_id = due.run_id;
+        update run_heads h
+           set seq = note.seq,
+               hash = event_link_v1(null, note.previous, event_content_v1(
+                   due.run_id, note.seq, note.at, due.attempt, 'run.pruned', null, null, null, note.trace_id,
+                   note.span_id, note.payload))
+         where h.run_id = due.run_id;
+        insert into events (run_id, seq, tenant_id, at, attempt, kind, trace_id, span_id, payload, hash)
+        select due.run_id, note.seq, of_tenant, note.at, due.attempt, 'run.pruned', note.trace_id, note.span_id,
+               note.payload, h.hash
+          from run_heads h
+         where h.run_id = due.run_id;
+        update runs r set events_pruned = true where r.run_id = due.run_id;
+    end loop;
+end $function$;
+revoke execute on function prune_events_v1(text,bigint) from public;
+grant execute on function prune_events_v1(text,bigint) to holdfast_app;
+
+CREATE TRIGGER what_is_held_stays AFTER DELETE ON checkpoints REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_delete_what_is_held();
+
+CREATE TRIGGER what_is_held_stays AFTER DELETE ON checkpoint_blobs REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_delete_what_is_held();
+
+CREATE TRIGGER what_is_held_stays AFTER DELETE ON checkpoint_writes REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_delete_what_is_held();
