@@ -47,13 +47,14 @@ class Migration:
         return f"{self.number:04} {self.name} ({self.phase})"
 
 
-def migrations() -> Sequence[Migration]:
-    """The migrations that this version of the code ships, in the order in which a new database gets them.
+def migrations(folder: Traversable | None = None) -> Sequence[Migration]:
+    """The migrations that this version of the code ships, in the order in which a new database gets them; or those of
+    another folder.
 
     Raises `ConfigurationError` for a name that does not say number and phase, for a gap, and for a number used twice.
     """
-    folder = files("holdfast.checkpoints").joinpath("migrations")
-    found = [_read(file) for file in folder.iterdir() if file.name.endswith(".sql")]
+    place = folder or files("holdfast.checkpoints").joinpath("migrations")
+    found = [_read(file) for file in place.iterdir() if file.name.endswith(".sql")]
     for phase in Phase:
         numbers = [migration.number for migration in found if migration.phase is phase]
         if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
@@ -71,8 +72,8 @@ def newest() -> int:
 def compare(applied: Sequence[Mapping[str, Any]]) -> Sequence[Migration]:
     """What the code has and the database lacks, in the order in which it is to be applied.
 
-    A pre migration of newer code is no obstacle. Raises `ConfigurationError` for a post one, and for one that was
-    applied with other contents.
+    A pre migration of newer code is no obstacle. Raises `ConfigurationError` for a post one, for one that was applied
+    with other contents, and for one that is missing though a later one of its phase was applied.
     """
     missing = {(migration.phase, migration.number): migration for migration in migrations()}
     for row in applied:
@@ -87,7 +88,16 @@ def compare(applied: Sequence[Mapping[str, Any]]) -> Sequence[Migration]:
                 f"migration {known} was applied to this database with other contents than this version of holdfast "
                 "ships; use the version that made the database, or restore a backup"
             )
-    return list(missing.values())
+    pending = list(missing.values())
+    for migration in pending:
+        later = [row for row in applied if row["phase"] == migration.phase and row["number"] > migration.number]
+        if later:
+            raise ConfigurationError(
+                f"the database lacks the migration {migration}, though {later[0]['number']:04} {later[0]['name']} "
+                f"({later[0]['phase']}) was applied; its list was changed by hand, or by code that is no released "
+                "version of holdfast: restore a backup"
+            )
+    return pending
 
 
 def _read(file: Traversable) -> Migration:
