@@ -1,5 +1,6 @@
 """The reference documents say what the code says, and their examples run."""
 
+import ast
 import os
 import re
 import subprocess
@@ -15,9 +16,12 @@ from documents import DOCS, ROOT, blocks, rows, section, text, ticked
 from fix_database import DatabaseUrls
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from sources import dotted, house
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+from holdfast.checkpoints.database import _OLDEST_SERVER, PoolSizes
+from holdfast.checkpoints.migrating import WAIT_SECONDS
 from holdfast.contracts import errors
 from holdfast.contracts.classification import FOREIGN
 from holdfast.contracts.errors import RETRY_RULES, ErrorType, HoldfastError
@@ -28,6 +32,7 @@ from holdfast.policies.permissions import CedarPolicy, default_text
 from holdfast.server.cli import app
 from holdfast.server.exits import Exit
 from holdfast.server.settings import PREFIX, EncryptionTerms, ModelPrice, Settings, TelemetryTerms, WorkerTerms
+from holdfast.telemetry import names
 
 ALONE = [name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md") if (ROOT / name).exists()]
 DOCUMENTS = [*ALONE, *sorted(path.name for path in DOCS.glob("*.md"))]
@@ -137,6 +142,16 @@ class TestCommandLine:
         assert named
         assert named <= known
 
+    def test_no_document_gives_a_command_an_option_that_it_has_not(self):
+        options = {
+            path: {option for parameter in command.params for option in parameter.opts}
+            for path, command in leaves(typer.main.get_command(app))
+        }
+        given = [line for name in DOCUMENTS for line in commands_in(name)]
+        assert len(given) > 30
+        for name, path, option in [(name, path, option) for name, path, words in given for option in words]:
+            assert option in options[path] | {"--help"}, f"{name}: holdfast {path} has no {option}"
+
     def test_no_document_names_a_target_of_make_that_is_not_there(self):
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
         named = {
@@ -147,6 +162,39 @@ class TestCommandLine:
         }
         assert named
         assert named <= targets
+
+
+class TestOperations:
+    def test_numbers_are_those_of_the_code(self):
+        said = " ".join(text("operations.md").split())
+        pools, others = PoolSizes(), 4
+        assert f"holds at most {pools.app + pools.engine + others} connections: {pools.app} for requests" in said
+        assert f"gives up after `--wait-seconds` ({WAIT_SECONDS:g})" in said
+        assert f"{_OLDEST_SERVER // 10_000}" == re.search(r"Postgres (\d+) or later", said)[1]
+
+    def test_log_lines_that_are_worth_an_alert_are_written_somewhere(self):
+        (watched,) = re.findall(r"\*\*Logs\*\*(.*?)\n- ", text("operations.md"), re.DOTALL)
+        written_lines = {
+            call.args[0].value
+            for source in house()
+            for _, call in source.calls()
+            if (dotted(call.func) or "").startswith("log.") and isinstance(call.args[0], ast.Constant)
+        }
+        assert len(ticked(watched)) > 5
+        assert set(ticked(watched)) <= written_lines
+
+    def test_metrics_are_those_that_are_counted(self):
+        (told,) = re.findall(r"the metrics (.*?)\. Alert", text("operations.md"), re.DOTALL)
+        instruments = {names.RUNS, names.CALLS, names.COST, names.DROPPED, names.TOKEN_USAGE, names.OPERATION_DURATION}
+        assert set(ticked(told)) == instruments
+
+    def test_settings_that_matter_are_settings(self):
+        all_settings = {
+            name for heading in ("All settings", *(f"`{g}`" for g in GROUPS)) for name in variables(heading)
+        }
+        named = {name for row in rows(section("operations.md", "Settings that matter")) for name in ticked(row[0])}
+        assert named
+        assert named <= all_settings
 
 
 class TestExamples:
@@ -221,6 +269,22 @@ def plain(value: Any) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{value}`"
+
+
+def variables(heading: str) -> Iterator[str]:
+    """The variables of a table of settings."""
+    for row in rows(section("settings.md", heading)):
+        yield from ticked(row[1])
+
+
+def commands_in(name: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Each `holdfast` that a document shows: the document, the words that call the command, and its options."""
+    paths = sorted((path for path, _ in leaves(typer.main.get_command(app))), key=len, reverse=True)
+    for piece in [*ticked(text(name)), *blocks(name, "")]:
+        for line in re.findall(r"^(?:\w+=\S+ )*holdfast ([a-z].*)$", piece, re.MULTILINE):
+            path = next((path for path in paths if f"{line} ".startswith(f"{path} ")), None)
+            if path is not None:
+                yield name, path, re.findall(r"(?<!\S)--[a-z-]+", line)
 
 
 def leaves(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
