@@ -16,6 +16,7 @@ from holdfast.contracts.errors import ConfigurationError, InvalidRequest, Invari
 from holdfast.contracts.models import Message, ModelProvider, ModelRequest, ProviderReply
 from holdfast.contracts.scope import Scope
 from holdfast.gateway.langchain_message import answered_by_tool, reply_of
+from holdfast.gateway.last_look import looks_last
 from holdfast.gateway.prices import SCRIPTED
 from holdfast.gateway.scripted import ScriptedProvider
 
@@ -126,7 +127,8 @@ class LangChainProvider:
             takes_temperature = self._profile.get("temperature", True)
             warmth = {"temperature": temperature} if takes_temperature else {}
             build = functools.partial(_built, self.provider, self.model, max_tokens=max_tokens, **warmth)
-            self._models[settings] = await asyncio.to_thread(build)
+            built = self._models[settings] = await asyncio.to_thread(build)
+            looks_last(type(built))
         self._models.move_to_end(settings)
         chat_model = self._models[settings]
         if len(self._models) > _MOST_BUILT:

@@ -21,6 +21,7 @@ from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.models import ModelProvider, ModelRequest, ProviderReply
 from holdfast.contracts.ports import Dice
 from holdfast.contracts.scope import Scope
+from holdfast.gateway.last_look import on_its_way
 from holdfast.policies.deadline import timeout_seconds
 from holdfast.policies.retry import RetryTerms, pause_seconds
 
@@ -102,7 +103,7 @@ class Sender:
         async with self._turn(sending):
             await reach(Mark.MODEL_SENDING)
             sending.scope.require_open("a model")
-            sending.scope.require_ours()  # the last thing before the send
+            sending.scope.require_ours()  # and a LangChain model's own code looks once more
             return await self._in_time(sending)
 
     @asynccontextmanager
@@ -128,7 +129,7 @@ class Sender:
         seconds = timeout_seconds(sending.deadline, self.terms.timeout_seconds, what=WHAT)
         try:
             async with asyncio.timeout(seconds) as timer:
-                with contained():
+                with on_its_way(sending.scope), contained():
                     reply = await sending.provider.send(sending.request, timeout_seconds=seconds)
                     await reach(Mark.MODEL_SENT)
                     return reply

@@ -14,6 +14,7 @@ from holdfast.contracts.errors import (
     ErrorType,
     HoldfastError,
     HumanRequired,
+    LeaseLost,
     NotGoverned,
     OutcomeUnknown,
     TimedOut,
@@ -27,6 +28,7 @@ from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolRequest, ToolResult
 from holdfast.contracts.verdicts import Verdict
 from holdfast.gateway.closing import written
+from holdfast.gateway.last_look import on_its_way
 from holdfast.gateway.tool_outcomes import ONE_CALL, drafted, failed, fitted, result_of, returned
 from holdfast.gateway.toolset import Tool, ToolCall, called_for
 from holdfast.policies.deadline import timeout_seconds
@@ -98,6 +100,8 @@ class ToolSender:
             except asyncio.CancelledError:
                 await self._cut_short(sending, record, started)
                 raise
+            except LeaseLost:
+                raise  # another worker's call now: it finds the intent, and what became of it is for it to say
             except HoldfastError as error:
                 if error.error_type is ErrorType.CANCELLATION:
                     await self._cut_short(sending, record, started)
@@ -152,9 +156,9 @@ class ToolSender:
         told = _told(sending, seconds)
         await reach(Mark.TOOL_SENDING)
         scope.require_open(f"tool {entry.name!r}")
-        scope.require_ours()  # the last thing before the send
+        scope.require_ours()  # before its task or thread is made; its body looks once more
         try:
-            with called_for(told), contained():
+            with on_its_way(scope), called_for(told), contained():
                 async with asyncio.timeout(seconds) as timer:
                     answer = await entry.run(sending.args)
                     await reach(Mark.TOOL_SENT)

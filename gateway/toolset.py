@@ -22,6 +22,7 @@ from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest, NotFound, NotGoverned
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.tools import Effect, ToolTerms
+from holdfast.gateway.last_look import looks_last
 
 Reconcile = Callable[[str], Any]
 """Asked with an idempotency key what became of a call: its result when it was done, None when it certainly was not.
@@ -255,6 +256,7 @@ class Toolset(Mapping[str, Tool]):
 
 def _entry(source: BaseTool | Callable[..., Any]) -> Tool:
     made = source if isinstance(source, BaseTool) else tool(source)
+    looks_last(type(made))
     governed = made if isinstance(made, GovernedTool) else None
     shape = made.tool_call_schema
     return Tool(

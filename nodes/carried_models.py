@@ -15,6 +15,7 @@ from holdfast.contracts.models import ModelRequest
 from holdfast.contracts.scope import Scope, current_scope
 from holdfast.gateway.chat_model import GatewayChatModel
 from holdfast.gateway.langchain_message import message_of
+from holdfast.gateway.last_look import looks_last
 from holdfast.gateway.providers import CarriedProvider
 from holdfast.nodes.doors import chat_messages
 from holdfast.nodes.inside import asking_model
@@ -33,6 +34,7 @@ async def carried_model(
     """The model's answer, by way of the gateway: replayed where the node has asked it before. Of several generations
     the first counts. LangChain's cache is passed over: it knows no tenant."""
     scope = current_scope(f"model {type(model).__name__}")
+    looks_last(type(model))
     uncached = _without_cache(model)
     if isinstance(model, GatewayChatModel):
         with asking_model():

@@ -19,10 +19,11 @@ from langchain_core.tools import tool as langchain_tool
 from langgraph.graph import START, StateGraph
 from langgraph.prebuilt import InjectedState, ToolNode
 from langgraph.types import Command
+from lapsing import lapsing_at_the_door
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from holdfast.contracts.errors import BudgetExceeded, ConfigurationError, HumanRequired, NotGoverned
+from holdfast.contracts.errors import BudgetExceeded, ConfigurationError, HumanRequired, LeaseLost, NotGoverned
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.models import ToolCallRequest
@@ -455,6 +456,22 @@ async def test_langchains_cache_answers_no_other_tenant():
         set_llm_cache(None)
     with raising(attempt):
         assert model.sent == [0, 0]
+
+
+@pytest.mark.parametrize("what", ["look", "pay", "model"])
+async def test_nothing_carried_acts_after_the_lease_has_run_out_on_its_way(what: str):
+    world, model = World(), fake("hello")
+
+    async def node(state: State) -> dict:
+        await (model.ainvoke("hi") if what == "model" else getattr(world, what).ainvoke({"order": "A-1"}))
+        return {}
+
+    with lapsing_at_the_door() as still_ours:
+        attempt = await Desk().start(node_graph(node), {"x": "1"}, autonomy=Autonomy.AUTONOMOUS, still_ours=still_ours)
+    assert isinstance(attempt.error, LeaseLost)
+    assert (world.done, model.sent) == ([], [])
+    [call] = await attempt.calls()
+    assert call.status == "open"
 
 
 async def test_other_settings_make_it_another_request():

@@ -8,6 +8,8 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
+from lapsing import lapsing_at_the_door
 
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.deadline import Clock, Deadline
@@ -610,6 +612,32 @@ async def test_nothing_is_sent_once_the_lease_has_run_out_and_nothing_is_written
     assert fake.sent == []
     [record] = await there.calls()
     assert record.status == "open"
+
+
+@pytest.mark.parametrize("where", ["on the loop", "in a thread"])
+async def test_a_model_that_comes_to_its_turn_after_the_lease_has_run_out_is_not_asked(monkeypatch, where: str):
+    asked: list[str] = []
+
+    class Model(FakeListChatModel):
+        def _call(self, *args: Any, **settings: Any) -> str:
+            asked.append("here")
+            return "12 dollars"
+
+    class InAThread(Model):
+        async def _agenerate(self, *args: Any, **settings: Any) -> Any:
+            return await asyncio.to_thread(self._generate, *args, **settings)
+
+    kind = Model if where == "on the loop" else InAThread
+    monkeypatch.setattr("holdfast.gateway.providers.init_chat_model", lambda *args, **settings: kind(responses=[]))
+    there = await door(limits=Limits(max_cost_usd=None))
+    with lapsing_at_the_door() as there.scope.still_ours, pytest.raises(LeaseLost):
+        await there.gateway.call(there.request("fake:model"), scope=there.scope)
+    assert asked == []
+    [record] = await there.calls()
+    assert record.status == "open"
+    there.scope.still_ours = lambda: True
+    await there.gateway.call(there.request("fake:model"), scope=rerun(there.scope))
+    assert asked == ["here"], "with its lease it is asked"
 
 
 async def test_at_most_so_many_calls_are_under_way_at_one_provider():

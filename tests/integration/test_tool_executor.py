@@ -4,12 +4,15 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.tools import BaseTool
+from langchain_core.tools import tool as langchain_tool
 from langgraph.errors import GraphInterrupt
+from lapsing import lapsing_at_the_door
 from stores import postgres_store
 
 from holdfast.contracts.approvals import Approval, ApprovalKind, ApprovalRequest, ApprovalStatus, Question
@@ -331,6 +334,59 @@ async def test_a_worker_that_lost_its_lease_sends_nothing_and_leaves_no_trace(de
     with pytest.raises(LeaseLost):
         await d.call()
     assert (sent.calls, await d.records()) == ([], [])
+
+
+def bodies(done: list[str]) -> dict[str, Any]:
+    """Tools whose body begins in a task or in a thread of its own, some time after the executor has let it go."""
+
+    @tool(name="pay", effect="external")
+    async def ours(order_id: str, amount_usd: str) -> None:
+        """Pay an order back."""
+        done.append(order_id)
+
+    @tool(name="pay", effect="external")
+    def ours_in_a_thread(order_id: str, amount_usd: str) -> None:
+        """Pay an order back."""
+        done.append(order_id)
+
+    @langchain_tool("pay")
+    def langchains(order_id: str, amount_usd: str) -> None:
+        """Pay an order back."""
+        done.append(order_id)
+
+    class Own(BaseTool):
+        name: str = "pay"
+        description: str = "Pay an order back."
+
+        def _run(self, order_id: str, amount_usd: str) -> None:
+            done.append(order_id)
+
+    class OwnOnTheLoop(Own):
+        async def _arun(self, order_id: str, amount_usd: str) -> None:
+            done.append(order_id)
+
+    return {
+        "ours": ours,
+        "ours in a thread": ours_in_a_thread,
+        "LangChain's": langchains,
+        "a class": Own(),
+        "a class on the loop": OwnOnTheLoop(),
+    }
+
+
+@pytest.mark.parametrize("body", bodies([]))
+async def test_a_body_that_begins_after_the_lease_has_run_out_does_nothing_and_leaves_the_intent_to_the_next(
+    desk, body
+):
+    done: list[str] = []
+    d = await desk(bodies(done)[body])
+    with lapsing_at_the_door() as d.scope.still_ours, pytest.raises(LeaseLost):
+        await d.call()
+    assert done == []
+    [record] = await d.records()
+    assert (record.status, record.error_type) == ("open", None)
+    await d.call({**PAY, "order_id": "A-2"}, scope=replace(d.scope, still_ours=lambda: True))
+    assert done == ["A-2"], "with its lease it acts"
 
 
 @pytest.mark.parametrize("ended", [{"closed": True}, {"still_ours": lambda: False}])
