@@ -104,25 +104,46 @@ select 1 from pg_locks l join pg_stat_activity a using (pid)
 
 
 @pytest.fixture
-def vacuumed_database() -> Iterator[DatabaseUrls]:
-    """A database of the first version, on a server of its own, where an autovacuum of the tenants takes minutes."""
+def lonely_server() -> Iterator[EmbeddedServer]:
+    """A server of the test's own, whose settings it may change."""
     server = EmbeddedServer(temporary=True)
     server.start()
     try:
-        urls = ServerUnderTest(server.admin_url).create("vacuumed")
-        leave_as_the_first_version_did(urls.owner)
-        with psycopg.connect(urls.admin, autocommit=True) as admin:
-            admin.execute("alter system set autovacuum_naptime = 1")
-            admin.execute("select pg_reload_conf()")
-            admin.execute(DUE_FOR_A_LONG_AUTOVACUUM)
-            while not admin.execute(VACUUMED).fetchone():
-                pass  # it begins within a second or two
-        yield urls
+        yield server
     finally:
         server.stop()
 
 
-def test_autovacuum_gives_way_to_an_upgrade(vacuumed_database: DatabaseUrls) -> None:
+def old_database_on(server: EmbeddedServer) -> DatabaseUrls:
+    urls = ServerUnderTest(server.admin_url).create("old")
+    leave_as_the_first_version_did(urls.owner)
+    return urls
+
+
+def test_autovacuum_gives_way_to_an_upgrade(lonely_server: EmbeddedServer) -> None:
+    urls = old_database_on(lonely_server)
+    with psycopg.connect(urls.admin, autocommit=True) as admin:
+        admin.execute("alter system set autovacuum_naptime = 1")
+        admin.execute("select pg_reload_conf()")
+        admin.execute(DUE_FOR_A_LONG_AUTOVACUUM)
+        while not admin.execute(VACUUMED).fetchone():
+            pass  # it begins within a second or two, and takes minutes
     told: list[str] = []
-    assert upgrade(vacuumed_database.owner, wait_seconds=30, tell=told.append)
+    assert upgrade(urls.owner, wait_seconds=30, tell=told.append)
     assert [re.sub(r"\d+", "N", line) for line in told] == ["migration N retention (pre) waits for pid N (autovacuum)"]
+
+
+def test_transaction_that_was_prepared_and_forgotten_is_named(lonely_server: EmbeddedServer) -> None:
+    urls = old_database_on(lonely_server)
+    with psycopg.connect(urls.admin, autocommit=True) as admin:
+        admin.execute("alter system set max_prepared_transactions = 1")
+    lonely_server._cluster.stop()
+    lonely_server._cluster.run()
+    with psycopg.connect(urls.admin, autocommit=True) as admin:
+        admin.execute("begin")
+        admin.execute("select count(*) from runs")
+        admin.execute("prepare transaction 'forgotten'")
+        with pytest.raises(StoreUnavailable, match=r"a prepared transaction \(pg_prepared_xacts names it\)"):
+            upgrade(urls.owner, wait_seconds=2)
+        admin.execute("rollback prepared 'forgotten'")
+    assert upgrade(urls.owner)
