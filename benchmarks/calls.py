@@ -7,7 +7,8 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -32,13 +33,15 @@ from holdfast.runtime.entropy import SystemIds
 OURS, ROWS = "the journal", "one INSERT and one UPDATE, autocommit, pool of 20"
 REQUEST, RESPONSE = {"text": "q" * 580}, {"text": "a" * 880}
 ONE = Usage(model_calls=1, tokens_used=100)
+INTENDED = EventDraft(kind=EventKind.MODEL_INTENDED, node="node")
+RETURNED = EventDraft(kind=EventKind.MODEL_RETURNED, node="node")
 UNLIMITED = Limits(**dict.fromkeys(Limits.model_fields))  # type: ignore[arg-type]
 Call = Callable[[int], Awaitable[None]]
 _numbers = count()
 
 
 async def measure(call: Call, *, calls: int, at_once: int) -> Measured:
-    """`at_once` callers, each with a run of its own, make `calls` calls in all."""
+    """`at_once` callers make `calls` calls in all."""
     todo, seconds = iter(range(calls)), list[float]()
 
     async def caller(number: int) -> None:
@@ -97,19 +100,40 @@ def intent_of(owner: Owner, budgets: tuple[BudgetId, ...], ids: SystemIds, task_
     )
 
 
-async def journalled(store: PostgresStore, held: Sequence[Owner]) -> Call:
-    ids = SystemIds()
-    paying = [(owner, (BudgetId(owner.run_id), await store.ledger.tenant_budget(owner.tenant_id))) for owner in held]
+@dataclass(frozen=True)
+class Prepared:
+    """What one call has to record, made before the clock starts: it is what a journal is given."""
 
-    async def call(number: int) -> None:
-        owner, budgets = paying[number]
-        intent = intent_of(owner, budgets, ids, "task")
-        await store.journal.open(owner, intent, event=EventDraft(kind=EventKind.MODEL_INTENDED, node="node"))
+    owner: Owner
+    intent: CallIntent
+    outcome: CallOutcome
+
+
+async def prepared(store: PostgresStore, held: Sequence[Owner], number: int) -> list[Prepared]:
+    """So many calls, the runs in turns."""
+    ids, tenant_budgets = SystemIds(), {}
+    for owner in held:
+        tenant_budgets[owner.tenant_id] = await store.ledger.tenant_budget(owner.tenant_id)
+    made = []
+    for n in range(number):
+        owner = held[n % len(held)]
+        intent = intent_of(owner, (BudgetId(owner.run_id), tenant_budgets[owner.tenant_id]), ids, "task")
         outcome = CallOutcome(
             call_id=intent.call_id, status=OutcomeStatus.RETURNED, usage=ONE, response=RESPONSE, latency_ms=1
         )
-        await store.journal.close(owner, outcome, event=EventDraft(kind=EventKind.MODEL_RETURNED, node="node"))
+        made.append(Prepared(owner, intent, outcome))
+    return made
 
+
+def journalled(store: PostgresStore, calls: Iterable[Prepared]) -> Call:
+    """The next of `calls`, whoever asks."""
+
+    async def call(number: int) -> None:
+        each = next(coming)
+        await store.journal.open(each.owner, each.intent, event=INTENDED)
+        await store.journal.close(each.owner, each.outcome, event=RETURNED)
+
+    coming = iter(calls)
     return call
 
 
@@ -141,9 +165,10 @@ async def bench(rounds: int, loads: Sequence[int] = (1, 8, 32, 128)) -> str:
                 await conn.execute(
                     "create table plain_calls (key uuid primary key, run int, request bytea, response bytea)"
                 )
-            alternatives = {OURS: await journalled(store, held), ROWS: two_statements(pool)}
             for load in loads:
                 calls = max(200, min(3000, 60 * load))
+                ready = await prepared(store, held[:load], calls * (rounds + 1))
+                alternatives = {OURS: journalled(store, ready), ROWS: two_statements(pool)}
                 cells = {name: partial(measure, call, calls=calls, at_once=load) for name, call in alternatives.items()}
                 await Rounds().play(cells, 1)  # to warm up
                 await found[load].play(cells, rounds)
@@ -160,9 +185,9 @@ async def _replayed(store: PostgresStore, owner: Owner) -> str:
     intents = [intent_of(owner, budgets, ids, task_id) for _ in range(1000)]
 
     async def record(intent: CallIntent) -> None:
-        await store.journal.open(owner, intent, event=EventDraft(kind=EventKind.MODEL_INTENDED))
+        await store.journal.open(owner, intent, event=INTENDED)
         outcome = CallOutcome(call_id=intent.call_id, status=OutcomeStatus.RETURNED, usage=ONE, response=RESPONSE)
-        await store.journal.close(owner, outcome, event=EventDraft(kind=EventKind.MODEL_RETURNED))
+        await store.journal.close(owner, outcome, event=RETURNED)
 
     await asyncio.gather(*map(record, intents))
     seconds = []

@@ -6,7 +6,7 @@ from typing import Any
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.records import Records, document, event_row
+from holdfast.checkpoints.records import Records, event_row, question_row
 from holdfast.checkpoints.sealed_documents import APPROVALS, Documents, with_json
 from holdfast.contracts.approvals import Approval, ApprovalRequest, ApprovalStatus, DecisionType, Ruling
 from holdfast.contracts.canonical import plain
@@ -52,8 +52,8 @@ class PostgresApprovals:
             return
         approval_id = self._ids.new()
         records = Records(
-            questions=[document(_facts(self._database.documents, owner, request, approval_id))],
-            events=[event_row(event, owner.attempt, needs=approval_id)],
+            questions=[question_row(_facts(self._database.documents, owner, request, approval_id))],
+            events=[event_row(event, owner.attempt, question=approval_id)],
         )
         self._database.writer.stage(self._database.writer.pen(owner), request.task_id, records)
 

@@ -1,22 +1,24 @@
-"""Arrays in Postgres' binary form, put together from fields that were encoded one by one.
+"""Parameters in Postgres' binary form: arrays, put together from fields that were encoded one by one.
 
 psycopg writes a list item by item when it is sent. Here the items are encoded when they are handed in, by whoever
 brings them: what cannot be encoded is refused there and then, and a batch of thousands is one join per column.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
+from typing import Any
+from uuid import UUID
 
-from psycopg.abc import AdaptContext, Buffer
-from psycopg.adapt import Dumper
+import orjson
 from psycopg.postgres import types
-from psycopg.pq import Format
 
 from holdfast.contracts.errors import InvalidRequest
 
 _LENGTH = Struct("!i")
-_SLOT = Struct("!ii")
+_INTEGER = Struct("!ii")
+_BIGINT = Struct("!iq")
 _HEADER = Struct("!iiiii")  # dimensions, has nulls, type of the elements, length, lower bound
 
 _LONGEST_NAME = 128
@@ -27,10 +29,15 @@ NULL = _LENGTH.pack(-1)
 TEXT = types["text"].oid
 BYTEA = types["bytea"].oid
 INTEGER = types["int4"].oid
+BIGINT = types["int8"].oid
+UUIDS = types["uuid"].oid
+BOOLEAN = types["bool"].oid
+
+_AS_JSON_DOES = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
-class Array(bytes):
-    """A whole array, ready to be sent. The statement casts it to its type."""
+class Encoded(bytes):
+    """A parameter that is ready to be sent. The statement says of which type it is."""
 
 
 def text_field(text: str) -> bytes:
@@ -51,6 +58,20 @@ def _text_field(text: str) -> bytes:
 _name_field = lru_cache(maxsize=4096)(_text_field)  # threads, channels and ids come again and again
 
 
+@lru_cache(maxsize=4096)
+def uuid_field(text: str) -> bytes:
+    """One element of a `uuid[]`."""
+    return _LENGTH.pack(16) + UUID(text).bytes
+
+
+def json_field(value: Any) -> bytes:
+    """A value as JSON, as one element of a `text[]`."""
+    try:
+        return bytes_field(orjson.dumps(value, option=_AS_JSON_DOES))
+    except TypeError:  # keys that are no text, numbers that are too large for it: json takes some of them
+        return text_field(json.dumps(value))
+
+
 def bytes_field(value: bytes) -> bytes:
     """One element of a `bytea[]`."""
     return _LENGTH.pack(len(value)) + value
@@ -58,33 +79,41 @@ def bytes_field(value: bytes) -> bytes:
 
 def integer_field(value: int) -> bytes:
     """One element of an `integer[]`."""
-    return _SLOT.pack(4, value)
+    return _INTEGER.pack(4, value)
 
 
-def array(element: int, fields: Sequence[bytes]) -> Array:
-    """An array of elements of the type `element` (`TEXT`, `BYTEA` or `INTEGER`)."""
+@lru_cache(maxsize=4096)
+def bigint_field(value: int | None) -> bytes:
+    """One element of a `bigint[]`."""
+    return NULL if value is None else _BIGINT.pack(8, value)
+
+
+def boolean_field(value: bool) -> bytes:
+    """One element of a `boolean[]`."""
+    return bytes_field(b"\x01" if value else b"\x00")
+
+
+def text(value: str) -> Encoded:
+    """A `text`."""
+    return Encoded(value.encode())
+
+
+def array(element: int, fields: Sequence[bytes]) -> Encoded:
+    """An array of elements of the type `element` (`TEXT`, `BYTEA`, `INTEGER`, `BIGINT` or `UUIDS`)."""
     if not fields:
-        return Array(_HEADER.pack(0, 0, element, 0, 0)[:12])
-    return Array(_HEADER.pack(1, 1, element, len(fields), 1) + b"".join(fields))
+        return _empty(element)
+    return Encoded(_HEADER.pack(1, 1, element, len(fields), 1) + b"".join(fields))
 
 
-def columns(prefix: str, types: Mapping[str, int], rows: Iterable[Sequence[bytes]]) -> Mapping[str, Array]:
+@lru_cache
+def _empty(element: int) -> Encoded:
+    return Encoded(_HEADER.pack(0, 0, element, 0, 0)[:12])
+
+
+def columns(prefix: str, types: Mapping[str, int], rows: Iterable[Sequence[bytes]]) -> Mapping[str, Encoded]:
     """Rows of encoded fields as one array per column, named `<prefix>_<column>`."""
     fields = list(zip(*rows, strict=True)) or [()] * len(types)
     return {
         f"{prefix}_{name}": array(element, column)
         for (name, element), column in zip(types.items(), fields, strict=True)
     }
-
-
-def register_arrays(context: AdaptContext) -> None:
-    """Let a connection send `Array`."""
-    context.adapters.register_dumper(Array, _ArrayDumper)
-
-
-class _ArrayDumper(Dumper):
-    format = Format.BINARY
-    oid = 0  # the statement says which
-
-    def dump(self, obj: Buffer) -> Buffer:
-        return obj

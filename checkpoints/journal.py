@@ -10,17 +10,19 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+import orjson
 from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.ledger import reserve, settle, usage_from_json, usage_to_json
+from holdfast.checkpoints.moves import Amounts, Move
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.records import Records, call_row, event_row
+from holdfast.checkpoints.records import Records, close_row, event_row, open_row
 from holdfast.checkpoints.sealed_documents import CALLS, Documents
 from holdfast.checkpoints.writer import Handed
 from holdfast.contracts.calls import (
@@ -62,13 +64,21 @@ _MOST_REMEMBERED = 10_000
 Row = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A call that was opened here, and the budgets that pay for it."""
+
+    record: CallRecord
+    budgets: Sequence[BudgetId]
+
+
 class PostgresJournal:
     """`contracts.ports.Journal` on Postgres."""
 
     def __init__(self, database: Database, ids: Ids) -> None:
         self._database = database
         self._writer = database.writer
-        self._open: OrderedDict[CallId, CallRecord] = OrderedDict()
+        self._open: OrderedDict[CallId, _Open] = OrderedDict()
         """What was opened here and is not closed yet: a call is closed without being read again."""
 
     async def open(self, owner: Owner, intent: CallIntent, *, event: EventDraft) -> Opened:
@@ -78,11 +88,11 @@ class PostgresJournal:
         opened_at = await self._opened_together(owner, intent, facts, event)
         if opened_at is None:
             return await self._open_alone(owner, intent, event)
-        request = json.loads(facts["request"])
+        request = orjson.loads(facts["request"])
         record = opened_now(
             intent, tenant_id=owner.tenant_id, run_id=owner.run_id, request=request, opened_at=opened_at
         )
-        return Fresh(self._remembered(record))
+        return Fresh(self._remembered(record, intent.budgets))
 
     async def resend(self, owner: Owner, call_id: CallId, *, reservation: Usage, event: EventDraft) -> CallRecord:
         async with self._database.owned(owner) as conn:
@@ -102,12 +112,12 @@ class PostgresJournal:
             await settle(conn, owner.tenant_id, path, reserved=before, used=before)
             await reserve(conn, owner.tenant_id, paying, reservation)
             await _write(conn, owner, [replace(event, call_id=call_id)])
-        return self._remembered(_record(resent))
+        return self._remembered(_record(resent), paying)
 
     async def close(self, owner: Owner, outcome: CallOutcome, *, event: EventDraft) -> CallRecord:
-        record = self._open.pop(outcome.call_id, None)
-        if record is not None and not owner.attached and outcome.status is not OutcomeStatus.UNKNOWN:
-            closed = await self._closed_together(owner, record, outcome, event)
+        opened = self._open.pop(outcome.call_id, None)
+        if opened is not None and not owner.attached and outcome.status is not OutcomeStatus.UNKNOWN:
+            closed = await self._closed_together(owner, opened, outcome, event)
             if closed is not None:
                 return closed
         return await self._close_alone(owner, outcome, event)
@@ -137,13 +147,15 @@ class PostgresJournal:
         self, owner: Owner, intent: CallIntent, facts: Mapping[str, Any], event: EventDraft
     ) -> datetime | None:
         """When the intent was committed; None where it must be looked at alone."""
-        told = event_row(event, owner.attempt, needs=intent.call_id, call_id=intent.call_id)
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, facts["call_id"], facts)
-        opens = [call_row(stored, content=stored.pop("request"))]
-        records = Records(opens=opens, events=[told], calls=[intent.call_id])
+        records = Records(
+            opens=[open_row(stored)],
+            events=[event_row(event, owner.attempt, call_id=intent.call_id)],
+            moves=[Move(intent.budgets, reserved=_amounts(facts["reserved"]))],
+        )
         handed = self._writer.hand_in(self._writer.pen(owner), records=records)
         try:
-            return (await self._writer.answer(handed)).get(intent.call_id)
+            return await self._writer.answer(handed)
         except asyncio.CancelledError:
             if not self._writer.withdraw(handed):
                 await self._take_back(owner, intent, handed)
@@ -152,7 +164,7 @@ class PostgresJournal:
     async def _take_back(self, owner: Owner, intent: CallIntent, handed: Handed) -> None:
         """Nobody sends what was being opened when its task was cancelled: it must not stay in doubt."""
         with suppress(HoldfastError):
-            if intent.call_id in await self._writer.answer(handed):
+            if await self._writer.answer(handed) is not None:
                 unsent = TransientDependency(f"{intent.identity.name} was cancelled before it was sent")
                 outcome = CallOutcome(
                     call_id=intent.call_id,
@@ -167,27 +179,31 @@ class PostgresJournal:
                 await self._close_alone(owner, outcome, told)
 
     async def _closed_together(
-        self, owner: Owner, record: CallRecord, outcome: CallOutcome, event: EventDraft
+        self, owner: Owner, opened: "_Open", outcome: CallOutcome, event: EventDraft
     ) -> CallRecord | None:
         """The record with its outcome; None where it must be looked at alone."""
         facts = _outcome_facts(owner, outcome)
-        told = event_row(event, owner.attempt, needs=outcome.call_id, call_id=outcome.call_id)
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, outcome.call_id, facts)
-        closes = [call_row(stored, content=stored.pop("response"))]
-        records = Records(closes=closes, events=[told], calls=[outcome.call_id])
-        changed = await self._writer.answer(self._writer.hand_in(self._writer.pen(owner), records=records))
-        if outcome.call_id not in changed:
+        response, record = stored.pop("response"), opened.record
+        reserved, used = _amounts(usage_to_json(record.reservation)), _amounts(facts["used"])
+        records = Records(
+            closes=[close_row(outcome.call_id, {**stored, "budgets": opened.budgets}, response)],
+            events=[event_row(event, owner.attempt, call_id=outcome.call_id)],
+            moves=[Move(opened.budgets, reserved=reserved, used=used)],
+        )
+        closed_at = await self._writer.answer(self._writer.hand_in(self._writer.pen(owner), records=records))
+        if closed_at is None:
             return None
         return replace(
             record,
             status=outcome.status.value,
-            usage=record.usage + outcome.usage,
-            response=None if facts["response"] is None else json.loads(facts["response"]),
+            usage=outcome.usage if record.sends == 1 else record.usage + outcome.usage,
+            response=None if facts["response"] is None else orjson.loads(facts["response"]),
             error_type=outcome.error_type,
             error_message=outcome.error_message,
             error_facts=facts["error_facts"],
             latency_ms=outcome.latency_ms,
-            closed_at=changed[outcome.call_id],
+            closed_at=closed_at,
         )
 
     async def _open_alone(self, owner: Owner, intent: CallIntent, event: EventDraft) -> Opened:
@@ -200,7 +216,7 @@ class PostgresJournal:
                 found = await _existing(conn, owner, intent)
                 record = _record(found)
                 if _is_this_one(found, owner, intent):
-                    return Fresh(self._remembered(record))
+                    return Fresh(self._remembered(record, intent.budgets))
                 if not counts_as_no_outcome(record, for_run=owner.run_id):
                     return Unknown(record) if record.status in _WITHOUT_OUTCOME else Recorded(record)
                 granted_before = found["grant_id"]
@@ -211,7 +227,7 @@ class PostgresJournal:
                 drafts.insert(0, await _use_grant(conn, owner, intent, intent.grant, record.call_id))
             await reserve(conn, owner.tenant_id, intent.budgets, intent.reservation)
             await _write(conn, owner, drafts)
-        return Fresh(self._remembered(record))
+        return Fresh(self._remembered(record, intent.budgets))
 
     async def _close_alone(self, owner: Owner, outcome: CallOutcome, event: EventDraft) -> CallRecord:
         async with self._database.owned(owner) as conn:
@@ -225,8 +241,8 @@ class PostgresJournal:
             await _write(conn, owner, [replace(event, call_id=outcome.call_id)])
             return _record(closed)
 
-    def _remembered(self, record: CallRecord) -> CallRecord:
-        self._open[record.call_id] = record
+    def _remembered(self, record: CallRecord, budgets: Sequence[BudgetId]) -> CallRecord:
+        self._open[record.call_id] = _Open(record, budgets)
         if len(self._open) > _MOST_REMEMBERED:
             self._open.popitem(last=False)
         return record
@@ -351,6 +367,10 @@ def _outcome_columns(documents: Documents, owner: Owner, outcome: CallOutcome) -
     facts = documents.sealed(CALLS, owner.tenant_id, outcome.call_id, _outcome_facts(owner, outcome))
     used = None if facts["used"] is None else Jsonb(facts["used"])
     return facts | {"used": used, "error_facts": Jsonb(facts["error_facts"])}
+
+
+def _amounts(stored: Mapping[str, int | None]) -> Amounts:
+    return tuple(stored.values())
 
 
 def _record(row: Row) -> CallRecord:

@@ -11,7 +11,6 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import DictRow
 
-from holdfast.checkpoints.arrays import register_arrays
 from holdfast.checkpoints.giving_up import Connection as Connection
 from holdfast.checkpoints.giving_up import hang_up, hanging_up_after
 from holdfast.checkpoints.queries import load_queries
@@ -97,7 +96,6 @@ class Line:
                     conn = await self._connect()
             except TimeoutError as error:
                 raise psycopg.OperationalError(f"no connection within {seconds:.1f} s") from error
-            register_arrays(conn)
             self._wire = Wire(conn)
         return self._wire
 

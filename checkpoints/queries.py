@@ -5,18 +5,6 @@ A file is a list of queries, each introduced by its name and one sentence, and c
     -- name: find_run
     -- The run of a tenant by its id.
     select … where run_id = %(run_id)s
-
-What several queries have in common is a part, which they use by a line of its own:
-
-    -- part: runs_held
-    -- The runs that are held.
-    held as (select …)
-
-    -- name: flush
-    -- Write what was handed in.
-    with
-    -- use: runs_held
-    select …
 """
 
 import re
@@ -26,17 +14,15 @@ from typing import LiteralString, cast
 
 from holdfast.contracts.errors import ConfigurationError
 
-_HEADING = re.compile(r"^-- (name|part):[ \t]*(\w*)[ \t]*$", re.MULTILINE)
-_USE = re.compile(r"^-- use:[ \t]*(\w+)(,?)[ \t]*$", re.MULTILINE)
+_NAME = re.compile(r"^-- name:[ \t]*(\w*)[ \t]*$", re.MULTILINE)
 _SENTENCE = re.compile(r"\A\s*(?:-- \S.*\n)+")
-_DESCRIBED = re.compile(rf"{_SENTENCE.pattern}\s*(?:[^-\s]|-- use:)")
+_DESCRIBED = re.compile(rf"{_SENTENCE.pattern}\s*[^-\s]")
 
 
 def load_queries(module: str, file: str) -> Mapping[str, LiteralString]:
     """The queries of `file`, by name, from the folder of `module` (pass `__name__`).
 
-    Raises `ConfigurationError` for a query or a part without a name, without its sentence, or of a name used before,
-    and for a part that is used and is not there.
+    Raises `ConfigurationError` for a query without a name, without its sentence, or of a name used before.
     """
     text = files(module.rpartition(".")[0]).joinpath(file).read_text(encoding="utf-8")
     return parse_queries(text, source=file)
@@ -44,26 +30,15 @@ def load_queries(module: str, file: str) -> Mapping[str, LiteralString]:
 
 def parse_queries(text: str, *, source: str) -> Mapping[str, LiteralString]:
     """The queries in `text`; `source` names it in errors."""
-    preamble, *found = _HEADING.split(text)
+    preamble, *found = _NAME.split(text)
     if any(line.strip() and not line.startswith("--") for line in preamble.splitlines()):
         raise ConfigurationError(f"{source}: there is SQL before the first '-- name: …' line")
-    bodies: dict[str, dict[str, str]] = {"name": {}, "part": {}}
-    for kind, name, body in zip(found[::3], found[1::3], found[2::3], strict=True):
-        if not name or name in bodies[kind]:
+    queries: dict[str, str] = {}
+    for name, body in zip(found[::2], found[1::2], strict=True):
+        if not name or name in queries:
             raise ConfigurationError(f"{source}: the query name {name!r} is {'used twice' if name else 'missing'}")
         if not _DESCRIBED.match(body):
             raise ConfigurationError(f"{source}: query {name!r} needs a sentence ('-- …') and then its SQL")
-        bodies[kind][name] = body.strip().rstrip(";")
-    parts = {name: _SENTENCE.sub("", body) for name, body in bodies["part"].items()}
+        queries[name] = body.strip().rstrip(";")
     # The files are part of the package, as literal as code; psycopg cannot know that, so this one cast says it.
-    whole = {name: _with_parts(body, parts, source=source) for name, body in bodies["name"].items()}
-    return cast("Mapping[str, LiteralString]", whole)
-
-
-def _with_parts(body: str, parts: Mapping[str, str], *, source: str) -> str:
-    def part(use: re.Match[str]) -> str:
-        if use[1] not in parts:
-            raise ConfigurationError(f"{source}: there is no part {use[1]!r} to use")
-        return parts[use[1]] + use[2]
-
-    return _USE.sub(part, body)
+    return cast("Mapping[str, LiteralString]", queries)

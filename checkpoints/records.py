@@ -3,36 +3,48 @@
 Encoded by whoever hands it in, so that what cannot be stored is refused there and then.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from holdfast.checkpoints.arrays import (
+    BIGINT,
+    BOOLEAN,
     BYTEA,
     INTEGER,
     NULL,
     TEXT,
-    Array,
+    UUIDS,
+    Encoded,
+    bigint_field,
+    boolean_field,
     bytes_field,
     columns,
     integer_field,
+    json_field,
     text_field,
+    uuid_field,
 )
+from holdfast.checkpoints.moves import Move
 from holdfast.checkpoints.rows import Row
 from holdfast.contracts.canonical import canonical
-from holdfast.contracts.events import EventDraft
+from holdfast.contracts.events import EventDraft, EventKind
 
-_EVENTS = {"slot": INTEGER, "attempt": INTEGER, "kind": TEXT, "node": TEXT, "task": TEXT, "call": TEXT, "trace": TEXT,
-           "span": TEXT, "payload": BYTEA, "needs": TEXT}  # fmt: skip
-_DOCUMENTS = {"slot": INTEGER, "doc": TEXT}
-_CALLS = {"slot": INTEGER, "doc": TEXT, "content": BYTEA}
+_EVENTS = {"slot": INTEGER, "attempt": INTEGER, "kind": TEXT, "node": TEXT, "task": TEXT, "call": UUIDS, "trace": TEXT,
+           "span": TEXT, "payload": BYTEA, "question": UUIDS}  # fmt: skip
+_QUESTIONS = {"slot": INTEGER, "doc": TEXT}
+_OPENS = {"slot": INTEGER, "call": UUIDS, "thread": UUIDS, "key": TEXT, "namespace": TEXT, "task": TEXT, "node": TEXT,
+          "checkpoint": TEXT, "kind": TEXT, "name": TEXT, "occurrence": INTEGER, "fork": TEXT, "agent": TEXT,
+          "digest": TEXT, "request": BYTEA, "effect": TEXT, "idempotent": BOOLEAN, "budgets": TEXT, "reserved": TEXT,
+          "model": TEXT, "prompt": TEXT, "policy": TEXT, "timeout": BIGINT}  # fmt: skip
+_CLOSES = {"slot": INTEGER, "call": UUIDS, "doc": TEXT, "content": BYTEA}
 _NO_FACTS = bytes_field(b"{}")
+_STEP = text_field(EventKind.NODE_STARTED)
 
 
 class Records:
     """What one writer has to say beside checkpoints, to be written as one."""
 
-    __slots__ = ("calls", "closes", "events", "opens", "questions", "size")
+    __slots__ = ("closes", "events", "moves", "opens", "questions", "size")
 
     def __init__(
         self,
@@ -41,16 +53,21 @@ class Records:
         questions: Sequence[Row] = (),
         opens: Sequence[Row] = (),
         closes: Sequence[Row] = (),
-        calls: Sequence[str] = (),
+        moves: Sequence[Move] = (),
     ) -> None:
         self.events = events
         self.questions = questions
         self.opens = opens
         self.closes = closes
-        self.calls = calls
-        """The ids of the calls that are opened or closed, whose writer is told which of them were."""
+        self.moves = moves
+        """One for each call that is opened or closed."""
         self.size = sum(sum(map(len, row)) for rows in (events, questions, opens, closes) for row in rows)
         """In bytes."""
+
+    @property
+    def steps(self) -> bool:
+        """Whether tasks of the graph begin."""
+        return any(event[1] == _STEP for event in self.events)
 
     def __len__(self) -> int:
         return len(self.events) + len(self.questions) + len(self.opens) + len(self.closes)
@@ -61,47 +78,76 @@ class Records:
             questions=[*self.questions, *other.questions],
             opens=[*self.opens, *other.opens],
             closes=[*self.closes, *other.closes],
-            calls=[*self.calls, *other.calls],
+            moves=[*self.moves, *other.moves],
         )
 
 
 NOTHING = Records()
 
 
-def event_row(draft: EventDraft, attempt: int, *, needs: str | None = None, call_id: str | None = None) -> Row:
-    """An event of an attempt, about `call_id` where that is given. With `needs`, the id of a call or of an approval, it
-    is written only if that was opened, closed or asked by the same flush."""
+def event_row(draft: EventDraft, attempt: int, *, question: str | None = None, call_id: str | None = None) -> Row:
+    """An event of an attempt, about `call_id` where that is given. With `question`, the id of an approval, it is
+    written only if that was asked by the same flush."""
+    call_id = call_id or draft.call_id
     return (
         integer_field(attempt),
         text_field(draft.kind),
         _optional(draft.node),
         _optional(draft.task_id),
-        _optional(call_id or draft.call_id),
+        NULL if call_id is None else uuid_field(call_id),
         _optional(draft.trace_id),
         _optional(draft.span_id),
         bytes_field(canonical(draft.payload)) if draft.payload else _NO_FACTS,
-        _optional(needs),
+        NULL if question is None else uuid_field(question),
     )
 
 
-def document(facts: Mapping[str, Any]) -> Row:
-    """A row as JSON, whose keys are its columns."""
-    return (text_field(json.dumps(facts, ensure_ascii=False)),)
+def question_row(facts: Mapping[str, Any]) -> Row:
+    """The row of what a person is asked, as JSON whose keys are its columns."""
+    return (json_field(facts),)
 
 
-def call_row(facts: Mapping[str, Any], content: bytes | None) -> Row:
-    """The row of a call that is opened or closed: as JSON, and its request or response as it is."""
-    return (*document(facts), NULL if content is None else bytes_field(content))
+def open_row(facts: Mapping[str, Any]) -> Row:
+    """The row of a call that is opened."""
+    return (
+        uuid_field(facts["call_id"]),
+        uuid_field(facts["thread_id"]),
+        text_field(facts["identity_key"]),
+        text_field(facts["checkpoint_ns"]),
+        text_field(facts["task_id"]),
+        text_field(facts["node"]),
+        _optional(facts["checkpoint_id"]),
+        text_field(facts["kind"]),
+        text_field(facts["name"]),
+        integer_field(facts["occurrence"]),
+        text_field(facts["fork"]),
+        text_field(facts["agent_name"]),
+        text_field(facts["request_digest"]),
+        bytes_field(facts["request"]),
+        text_field(facts["effect"]),
+        boolean_field(facts["idempotent"]),
+        text_field(f"{{{','.join(facts['budgets'])}}}"),
+        json_field(facts["reserved"]),
+        _optional(facts["model"]),
+        _optional(facts["prompt_version"]),
+        text_field(facts["policy_version"]),
+        bigint_field(facts["timeout_ms"]),
+    )
 
 
-def record_columns(batch: Iterable[tuple[int, Records]]) -> Mapping[str, Array]:
+def close_row(call_id: str, facts: Mapping[str, Any], response: bytes | None) -> Row:
+    """What is written of a call that is closed: as JSON, and its response as it is."""
+    return uuid_field(call_id), json_field(facts), NULL if response is None else bytes_field(response)
+
+
+def record_columns(batch: Iterable[tuple[int, Records]]) -> Mapping[str, Encoded]:
     """The batch as parameters of the statement that writes it. Each part comes with the slot of its owner."""
     slotted = [(integer_field(slot), records) for slot, records in batch]
     parts: dict[str, tuple[Mapping[str, int], list[Row]]] = {
         "event": (_EVENTS, [(slot, *row) for slot, records in slotted for row in records.events]),
-        "question": (_DOCUMENTS, [(slot, *row) for slot, records in slotted for row in records.questions]),
-        "open": (_CALLS, [(slot, *row) for slot, records in slotted for row in records.opens]),
-        "close": (_CALLS, [(slot, *row) for slot, records in slotted for row in records.closes]),
+        "question": (_QUESTIONS, [(slot, *row) for slot, records in slotted for row in records.questions]),
+        "open": (_OPENS, [(slot, *row) for slot, records in slotted for row in records.opens]),
+        "close": (_CLOSES, [(slot, *row) for slot, records in slotted for row in records.closes]),
     }
     return {
         name: column for prefix, (types, rows) in parts.items() for name, column in columns(prefix, types, rows).items()

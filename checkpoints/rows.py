@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
-from holdfast.checkpoints.arrays import BYTEA, INTEGER, TEXT, Array, columns, integer_field
+from holdfast.checkpoints.arrays import BYTEA, INTEGER, TEXT, Encoded, columns, integer_field
 
 Row = tuple[bytes, ...]
 """The encoded fields of a row, in the order of its columns below, without the slot."""
@@ -44,21 +44,16 @@ class Rows:
 NO_ROWS = Rows()
 
 
-def row_columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
+def row_columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Encoded]:
     """The batch as the parameters of the statement that writes it. Each part comes with the slot of its owner."""
     slotted = [(integer_field(slot), rows) for slot, rows in batch]
+    replacing = _each(slotted, lambda rows: rows.writes if rows.replacing else ())
     return {
         **columns("blob", _BLOBS, _each(slotted, lambda rows: rows.blobs)),
         **columns("put", _CHECKPOINTS, _last_of_each(4, _each(slotted, lambda rows: rows.checkpoints))),
         **columns("add", _WRITES, _each(slotted, lambda rows: () if rows.replacing else rows.writes)),
+        **columns("over", _WRITES, _last_of_each(6, replacing)),
     }
-
-
-def replacing_columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Array]:
-    """The writes of the batch that replace others."""
-    slotted = [(integer_field(slot), rows) for slot, rows in batch]
-    rows = _each(slotted, lambda rows: rows.writes if rows.replacing else ())
-    return columns("over", _WRITES, _last_of_each(6, rows))
 
 
 def _each(batch: Iterable[tuple[bytes, Rows]], part: Callable[[Rows], Sequence[Row]]) -> list[Row]:

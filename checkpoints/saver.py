@@ -5,7 +5,6 @@ this one writes and the other way round.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, TypeVar, cast
 
-import orjson
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -31,7 +29,7 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
-from holdfast.checkpoints.arrays import NULL, bytes_field, integer_field, text_field
+from holdfast.checkpoints.arrays import NULL, bytes_field, integer_field, json_field, text_field
 from holdfast.checkpoints.containment import contains
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.pruning import delete_threads, keep_latest, refuse_delta_threads
@@ -49,8 +47,6 @@ from holdfast.contracts.runs import Owner
 _SQL = load_queries(__name__, "saver.sql")
 _PENDING_SENDS_MOVED = 4
 """The version of LangGraph's checkpoints from which on they hold what an older one's parent did."""
-
-_AS_JSON_DOES = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 T = TypeVar("T")
 
@@ -104,8 +100,8 @@ class FencedSaver(AsyncPostgresSaver):
             *where,
             text_field(checkpoint["id"]),
             NULL if parent is None else text_field(parent),
-            _json_field(document),
-            _json_field(told),
+            json_field(document),
+            json_field(told),
         )
         blobs: list[Row] = []
         for channel, version in new_versions.items():
@@ -333,10 +329,3 @@ def _fits_json(value: Any) -> bool:
 def _told(value: Any) -> Any:
     """What is kept of a node's exception is its text, as LangGraph does, without the keys that it may quote."""
     return masked(repr(value)) if isinstance(value, BaseException) else value
-
-
-def _json_field(value: Any) -> bytes:
-    try:
-        return bytes_field(orjson.dumps(value, option=_AS_JSON_DOES))
-    except TypeError:  # keys that are no text, numbers that are too large for it: json takes some of them
-        return text_field(json.dumps(value))

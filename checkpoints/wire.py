@@ -6,16 +6,18 @@ takes the client longer than Postgres takes for a small one.
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, LiteralString
 
+from psycopg.abc import Buffer
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import DictRow
 
+from holdfast.checkpoints.arrays import Encoded
 from holdfast.checkpoints.giving_up import Connection
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)s|%%")
@@ -28,6 +30,7 @@ class Wire:
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
         self._prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        self._reading = Transformer(conn)
 
     async def run(self, query: LiteralString, parameters: Mapping[str, Any]) -> list[DictRow]:
         """The rows of one statement, committed.
@@ -35,17 +38,25 @@ class Wire:
         Raises psycopg's errors. Whatever else ends the wait closes the connection: it is in the middle of something.
         """
         text, names = _numbered(query)
-        sending = Transformer(self.conn)
-        values = sending.dump_sequence([parameters[name] for name in names], [PyFormat.AUTO] * len(names))
-        types = sending.types or ()
+        values, types, formats = self._parameters([parameters[name] for name in names])
         name = self._prepared.get((query, types))
         if name is None:
             name = b"holdfast_%d" % len(self._prepared)
             await self._sent(lambda: self.conn.pgconn.send_prepare(name, text, types))
             self._prepared[query, types] = name
         return self._rows(
-            await self._sent(lambda: self.conn.pgconn.send_query_prepared(name, values, sending.formats, Format.BINARY))
+            await self._sent(lambda: self.conn.pgconn.send_query_prepared(name, values, formats, Format.BINARY))
         )
+
+    def _parameters(
+        self, given: Sequence[Any]
+    ) -> tuple[Sequence[Buffer | None], tuple[int, ...], Sequence[Format] | None]:
+        """What is sent, of which types, and in which formats."""
+        if all(isinstance(each, Encoded) for each in given):
+            return given, (), [Format.BINARY] * len(given)
+        sending = Transformer(self.conn)
+        values = sending.dump_sequence(given, [PyFormat.AUTO] * len(given))
+        return values, sending.types or (), sending.formats
 
     async def _sent(self, send: Callable[[], None]) -> PGresult:
         try:
@@ -90,9 +101,8 @@ class Wire:
         if not result.ntuples:
             return []
         names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
-        reading = Transformer(self.conn)
-        reading.set_pgresult(result)
-        return [dict(zip(names, row, strict=True)) for row in reading.load_rows(0, result.ntuples, tuple)]
+        self._reading.set_pgresult(result)
+        return [dict(zip(names, row, strict=True)) for row in self._reading.load_rows(0, result.ntuples, tuple)]
 
 
 @lru_cache

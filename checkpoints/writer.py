@@ -2,10 +2,11 @@
 recorded beside them.
 
 While one flush commits, the next one gathers; whoever waits, waits for no timer. A flush is one statement: it locks
-the lease of every run in it and writes the rows of those alone whose lease still has their epoch. A waiter is answered
-after the commit.
+the lease of every run in it, and writes all rows if every lease still has the epoch they were written under. A waiter
+is answered after the commit.
 
-What goes wrong stays with whom it concerns. A run that the fence refused is asked about again by itself: its lease may
+What goes wrong stays with whom it concerns. A flush that cannot be written as it is writes nothing and names who is in
+its way; the others are flushed again without them. A run that the fence refused is asked about by itself: its lease may
 have been locked just then, and only one that has another epoch is lost. A row that Postgres will not have is found by
 splitting the batch, never a run's rows from each other before others are out of the way, and always in order. After
 one refusal or failure nothing of that run and epoch is written any more. A call that cannot be opened or closed in the
@@ -19,24 +20,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import count
-from typing import Any
 from weakref import WeakValueDictionary
 
 import psycopg
 
-from holdfast.checkpoints.arrays import INTEGER, TEXT, array, integer_field, text_field
+from holdfast.checkpoints.arrays import BIGINT, TEXT, UUIDS, Encoded, array, bigint_field, text, text_field, uuid_field
 from holdfast.checkpoints.fence import lost
 from holdfast.checkpoints.giving_up import NO_TIME_LEFT, Waiting, in_time
 from holdfast.checkpoints.line import Line
+from holdfast.checkpoints.moves import move_columns
 from holdfast.checkpoints.pen import Pen
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import NOTHING, Records, record_columns
-from holdfast.checkpoints.rows import NO_ROWS, Rows, replacing_columns, row_columns
+from holdfast.checkpoints.rows import NO_ROWS, Rows, row_columns
 from holdfast.checkpoints.shift import Shift
 from holdfast.checkpoints.translation import translate
 from holdfast.contracts.classification import translated
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, StoreUnavailable
-from holdfast.contracts.ids import RunId
+from holdfast.contracts.ids import BudgetId, RunId
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Owner
 
@@ -69,9 +70,7 @@ class Handed:
 
     __slots__ = ("done", "pen", "records", "rows")
 
-    def __init__(
-        self, pen: Pen, rows: Rows, records: Records, done: asyncio.Future[Mapping[str, datetime]] | None
-    ) -> None:
+    def __init__(self, pen: Pen, rows: Rows, records: Records, done: asyncio.Future[datetime | None] | None) -> None:
         self.pen = pen
         self.rows = rows
         self.records = records
@@ -86,20 +85,44 @@ class Handed:
     @property
     def calls_alone(self) -> bool:
         """Whether who handed it in can see to it in another way."""
-        return bool(self.records.calls) and not self.rows
+        return bool(self.records.moves) and not self.rows
+
+    def touches(self, budgets: Set[str]) -> bool:
+        """Whether something of it is counted on one of these."""
+        paying = (budget for move in self.records.moves for budget in move.budgets)
+        return not budgets.isdisjoint(paying) or (self.records.steps and self.pen.owner.run_id in budgets)
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.records)
 
-    def succeed(self, changed: Mapping[str, datetime]) -> None:
+    def succeed(self, committed_at: datetime) -> None:
+        self._end_with(committed_at)
+
+    def hand_back(self) -> None:
+        """It was not written, and not for want of a right to."""
+        self._end_with(None)
+
+    def _end_with(self, committed_at: datetime | None) -> None:
         self.pen.pending -= 1
         if self.done is not None and not self.done.done():  # its waiter may have been cancelled
-            self.done.set_result({call: changed[call] for call in self.records.calls if call in changed})
+            self.done.set_result(committed_at)
 
     def fail(self, error: HoldfastError) -> None:
         self.pen.pending -= 1
         if self.done is not None and not self.done.done():
             self.done.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flushed:
+    """What became of a flush."""
+
+    committed_at: datetime | None
+    """None when it was not written."""
+    refused: Set[Pen]
+    """Those whose runs are not held, or were locked."""
+    lacking: Set[str]
+    """Budgets that were locked, or have no room for all that is opened."""
 
 
 class CheckpointWriter:
@@ -165,9 +188,9 @@ class CheckpointWriter:
         self._shift.begin()
         return handed
 
-    async def answer(self, handed: "Handed") -> Mapping[str, datetime]:
-        """The calls that were opened or closed, by id, and when; any other of them must be looked at alone. Raises as
-        `write` does."""
+    async def answer(self, handed: "Handed") -> datetime | None:
+        """When it was committed; None for calls that could not be opened or closed in the company of others, or were
+        withdrawn. Raises as `write` does."""
         assert handed.done is not None, "somebody waits for it"
         # Who opens a call wants to know what became of it also after a cancellation of the wait.
         done = asyncio.shield(handed.done) if handed.records.opens else handed.done
@@ -196,7 +219,7 @@ class CheckpointWriter:
             return False
         self._queue.remove(handed)
         self._queued_bytes -= handed.size
-        handed.succeed({})
+        handed.hand_back()
         return True
 
     async def catch_up(self, owner: Owner, *, ending: bool = False) -> None:
@@ -278,45 +301,58 @@ class CheckpointWriter:
         if not wanted:
             return
         try:
-            refused, changed = await self._flush(wanted)
+            flushed = await self._flush(wanted)
         except psycopg.Error as error:
             await self._without_the_culprit(wanted, error, asked)
             return
+        if flushed.committed_at is None:
+            await self._without_those_in_the_way(wanted, flushed, asked)
+            return
         await reach(Mark.FLUSH_COMMITTED)
         for write in wanted:
-            if write.pen not in refused:
-                write.succeed(changed)
-        for pen in refused:
-            await self._ask_again(pen, [write for write in wanted if write.pen is pen], asked)
+            write.succeed(flushed.committed_at)
 
-    async def _flush(self, batch: Sequence[Handed]) -> tuple[Sequence[Pen], Mapping[str, datetime]]:
-        """Write the rows of every run that is held. Returns the pens of those that were not, or were locked, and the
-        calls that were opened or closed."""
+    async def _flush(self, batch: Sequence[Handed]) -> _Flushed:
+        """Write all of it, or nothing of it."""
         pens = list(dict.fromkeys(write.pen for write in batch))
-        slots = {pen: slot for slot, pen in enumerate(pens)}
+        slots = {pen: slot for slot, pen in enumerate(pens, 1)}
         slotted = [(slots[write.pen], write) for write in batch]
         rows = [(slot, write.rows) for slot, write in slotted]
-        parameters: dict[str, Any] = {
-            "slots": array(INTEGER, [integer_field(slot) for slot in range(len(pens))]),
-            "runs": array(TEXT, [text_field(pen.owner.run_id) for pen in pens]),
-            "epochs": array(TEXT, [text_field(str(pen.owner.epoch)) for pen in pens]),
+        parameters: dict[str, Encoded] = {
+            "flush": text(self._name()),
+            "runs": array(UUIDS, [uuid_field(pen.owner.run_id) for pen in pens]),
+            "epochs": array(BIGINT, [bigint_field(pen.owner.epoch) for pen in pens]),
+            "of_tenants": array(TEXT, [text_field(pen.owner.tenant_id) for pen in pens]),
             **row_columns(rows),
+            **record_columns((slot, write.records) for slot, write in slotted),
+            **_moved(batch),
         }
-        if any(write.records or write.rows.replacing for write in batch):
-            records = record_columns((slot, write.records) for slot, write in slotted)
-            parameters |= {"flush": self._name(), **replacing_columns(rows), **records}
         tenants = {pen.owner.tenant_id for pen in pens}
-        told = await self._line.run(_SQL[_query_for(batch)], parameters, tenants=tenants)
-        refused = [pens[row["slot"]] for row in told if row["slot"] is not None]
-        return refused, {row["call_id"]: row["at"] for row in told if row["call_id"] is not None}
+        [told] = await self._line.run(_SQL["flush"], parameters, tenants=tenants)
+        return _Flushed(
+            committed_at=told["committed_at"],
+            refused={pens[slot - 1] for slot in told["refused"] or ()},
+            lacking={str(budget) for budget in told["lacking"] or ()},
+        )
 
     def _name(self) -> str:
         """What tells a flush from every other of the same runs, and from none that it repeats."""
         return f"{id(self):x}.{asyncio.get_running_loop().time():.6f}.{next(self._flushes)}"
 
+    async def _without_those_in_the_way(self, batch: Sequence[Handed], flushed: _Flushed, asked: int) -> None:
+        touching = [write for write in batch if write.touches(flushed.lacking)]
+        apart = {write for write in touching if write.calls_alone}
+        waiting = flushed.refused | {write.pen for write in touching if write not in apart}
+        for write in apart:
+            write.hand_back()
+        left = [write for write in batch if write not in apart]
+        await self._commit([write for write in left if write.pen not in waiting])
+        for pen in waiting:
+            await self._ask_again(pen, [write for write in left if write.pen is pen], asked)
+
     async def _without_the_culprit(self, batch: Sequence[Handed], error: psycopg.Error, asked: int) -> None:
         if not self._line.lost and len(batch) == 1 and batch[0].calls_alone:
-            batch[0].succeed({})
+            batch[0].hand_back()
         elif self._line.lost or len(batch) == 1:
             self._stop(batch, translate(error))
         else:
@@ -351,12 +387,10 @@ class CheckpointWriter:
                 write.fail(write.pen.refusal(write.pen.trouble))
 
 
-def _query_for(batch: Sequence[Handed]) -> str:
-    """The lightest statement that writes all of the batch."""
-    if any(write.records.calls for write in batch):
-        beside = any(write.rows or write.records.questions for write in batch)
-        return "flush_whole" if beside else "flush_calls"
-    return "flush_recorded" if any(write.records or write.rows.replacing for write in batch) else "flush"
+def _moved(batch: Sequence[Handed]) -> Mapping[str, Encoded]:
+    moves = [(write.pen.owner.tenant_id, move) for write in batch for move in write.records.moves]
+    stepping = {write.pen.owner for write in batch if write.records.steps}
+    return move_columns(moves, [(owner.tenant_id, BudgetId(owner.run_id)) for owner in stepping])
 
 
 def _stopped(write: Handed) -> bool:

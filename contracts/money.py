@@ -7,7 +7,9 @@ MICRO = Decimal(1_000_000)
 
 def to_microusd(dollars: Decimal | None) -> int | None:
     """Dollars to whole micro-dollars, rounded up: a limit must never be passed by rounding. Unknown stays None."""
-    return None if dollars is None else int((dollars * MICRO).to_integral_value(rounding=ROUND_CEILING))
+    if not dollars:
+        return None if dollars is None else 0
+    return int((dollars * MICRO).to_integral_value(rounding=ROUND_CEILING))
 
 
 def to_dollars(microusd: int | None) -> Decimal | None:

@@ -211,7 +211,6 @@ create table calls (
     constraint a_call_has_a_known_status CHECK (status = ANY (ARRAY['open'::text, 'returned'::text, 'failed'::text, 'unknown'::text])),
     constraint a_call_is_of_a_known_kind CHECK (kind = ANY (ARRAY['model'::text, 'tool'::text])),
     constraint an_outcome_is_whole CHECK ((status = ANY (ARRAY['open'::text, 'unknown'::text])) = (used IS NULL)),
-    constraint calls_run_id_fkey FOREIGN KEY (run_id) REFERENCES runs(run_id),
     constraint calls_sent_by_fkey FOREIGN KEY (sent_by) REFERENCES runs(run_id)
 ) with (fillfactor=40);
 CREATE UNIQUE INDEX a_grant_is_used_once ON calls USING btree (grant_id) WHERE grant_id IS NOT NULL;
@@ -489,6 +488,243 @@ begin
 end $function$;
 revoke execute on function prune_events_v1(text,bigint) from public;
 grant execute on function prune_events_v1(text,bigint) to holdfast_app;
+
+CREATE OR REPLACE FUNCTION flush_v1(flush text, runs uuid[], epochs bigint[], of_tenants text[], blob_slot integer[], blob_thread text[], blob_namespace text[], blob_channel text[], blob_version text[], blob_type text[], blob_blob bytea[], put_slot integer[], put_thread text[], put_namespace text[], put_id text[], put_parent text[], put_checkpoint text[], put_metadata text[], add_slot integer[], add_thread text[], add_namespace text[], add_checkpoint text[], add_task text[], add_idx integer[], add_path text[], add_channel text[], add_type text[], add_blob bytea[], over_slot integer[], over_thread text[], over_namespace text[], over_checkpoint text[], over_task text[], over_idx integer[], over_path text[], over_channel text[], over_type text[], over_blob bytea[], event_slot integer[], event_attempt integer[], event_kind text[], event_node text[], event_task text[], event_call uuid[], event_trace text[], event_span text[], event_payload bytea[], event_question uuid[], question_slot integer[], question_doc text[], open_slot integer[], open_call uuid[], open_thread uuid[], open_key text[], open_namespace text[], open_task text[], open_node text[], open_checkpoint text[], open_kind text[], open_name text[], open_occurrence integer[], open_fork text[], open_agent text[], open_digest text[], open_request bytea[], open_effect text[], open_idempotent boolean[], open_budgets text[], open_reserved text[], open_model text[], open_prompt text[], open_policy text[], open_timeout bigint[], close_slot integer[], close_call uuid[], close_doc text[], close_content bytea[], budget uuid[], budget_tenant text[], budget_opens bigint[], ask_model_calls bigint[], ask_tool_calls bigint[], ask_tokens bigint[], ask_cost bigint[], hold_model_calls bigint[], hold_tool_calls bigint[], hold_tokens bigint[], hold_cost bigint[], spend_model_calls bigint[], spend_tool_calls bigint[], spend_tokens bigint[], spend_cost bigint[], spend_unpriced bigint[], OUT refused integer[], OUT lacking uuid[], OUT committed_at timestamp with time zone)
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+declare
+    held integer[];
+    standing uuid[];
+    asked uuid[];
+    sent_before boolean;
+    number bigint;
+    -- The end of each run's chain, by slot, and what is appended to it.
+    seqs bigint[];
+    hashes bytea[];
+    traces text[];
+    event_seq bigint[];
+    event_hash bytea[];
+    slot integer;
+begin
+    -- Locked in one order, and past what is locked by others, which must not keep its neighbours waiting. A run with
+    -- events is also locked by its head, which numbers them.
+    if cardinality(event_slot) = 0 then
+        select array_agg(leased.slot) into held
+          from (select given.slot
+                  from unnest(runs, epochs, of_tenants) with ordinality as given(run_id, epoch, tenant_id, slot)
+                  join leases l using (run_id, epoch, tenant_id)
+                 order by l.run_id
+                   for key share of l skip locked) as leased;
+    else
+        select array_agg(leased.slot order by leased.slot), array_agg(seq order by leased.slot),
+               array_agg(hash order by leased.slot), array_agg(trace_parent order by leased.slot),
+               bool_or(last_flush = flush)
+          into held, seqs, hashes, traces, sent_before
+          from (select given.slot, h.seq, h.hash, h.trace_parent, h.last_flush
+                  from unnest(runs, epochs, of_tenants) with ordinality as given(run_id, epoch, tenant_id, slot)
+                  join leases l using (run_id, epoch, tenant_id)
+                  join run_heads h using (run_id)
+                 order by l.run_id
+                   for key share of l skip locked
+                   for no key update of h skip locked) as leased;
+    end if;
+    if cardinality(held) is distinct from cardinality(runs) then
+        refused := array(select n from generate_subscripts(runs, 1) as n where n <> all (coalesce(held, '{}')));
+        return;
+    end if;
+
+    -- Its answer was lost, and it is sent again: the heads say that it was committed, with all that was in it.
+    if sent_before then
+        select coalesce(max(greatest(opened_at, closed_at)), clock_timestamp()) into committed_at
+          from calls where call_id = any (event_call);
+        return;
+    end if;
+
+    if cardinality(budget) > 0 then
+        select array_agg(budget_id) into standing
+          from (select b.budget_id
+                  from unnest(budget, budget_tenant, budget_opens, ask_model_calls, ask_tool_calls, ask_tokens, ask_cost)
+                       as asked(budget_id, tenant_id, opens, model_calls, tool_calls, tokens, cost)
+                  join budgets b using (budget_id, tenant_id)
+                 where opens = 0
+                    or (max_model_calls is null or spent_model_calls + reserved_model_calls + model_calls <= max_model_calls)
+                       and (max_tool_calls is null or spent_tool_calls + reserved_tool_calls + tool_calls <= max_tool_calls)
+                       and (max_tokens is null or spent_tokens + reserved_tokens + tokens <= max_tokens)
+                       and (max_steps is null or spent_steps <= max_steps)
+                       and (max_cost is null or spent_cost + reserved_cost + cost <= max_cost)
+                 order by b.budget_id
+                   for no key update of b skip locked) as roomy;
+        if cardinality(standing) is distinct from cardinality(budget) then
+            lacking := array(select id from unnest(budget) as id where id <> all (coalesce(standing, '{}')));
+            return;
+        end if;
+    end if;
+
+    committed_at := clock_timestamp();
+
+    if cardinality(blob_slot) > 0 then
+        insert into checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob, tenant_id)
+        select thread_id, checkpoint_ns, channel, version, type, blob, of_tenants[given.slot]
+          from unnest(blob_slot, blob_thread, blob_namespace, blob_channel, blob_version, blob_type, blob_blob)
+               as given(slot, thread_id, checkpoint_ns, channel, version, type, blob)
+            on conflict (thread_id, checkpoint_ns, channel, version) do nothing;
+    end if;
+    -- A thread of another tenant cannot be taken over: no tenant is no row that policy admits.
+    if cardinality(put_slot) > 0 then
+        insert into checkpoints as c
+               (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata, tenant_id)
+        select thread_id, checkpoint_ns, checkpoint_id, parent_id, given.checkpoint::jsonb, given.metadata::jsonb,
+               of_tenants[given.slot]
+          from unnest(put_slot, put_thread, put_namespace, put_id, put_parent, put_checkpoint, put_metadata)
+               as given(slot, thread_id, checkpoint_ns, checkpoint_id, parent_id, checkpoint, metadata)
+            on conflict (thread_id, checkpoint_ns, checkpoint_id) do update
+           set checkpoint = excluded.checkpoint, metadata = excluded.metadata,
+               tenant_id = case when c.tenant_id = excluded.tenant_id then c.tenant_id end;
+    end if;
+    if cardinality(add_slot) > 0 then
+        insert into checkpoint_writes
+               (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob, tenant_id)
+        select thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob, of_tenants[given.slot]
+          from unnest(add_slot, add_thread, add_namespace, add_checkpoint, add_task, add_idx, add_path, add_channel,
+                      add_type, add_blob)
+               as given(slot, thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob)
+            on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) do nothing;
+    end if;
+    -- Writes of LangGraph's special channels, which replace those that are there when a task has run again.
+    if cardinality(over_slot) > 0 then
+        insert into checkpoint_writes as c
+               (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob, tenant_id)
+        select thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob, of_tenants[given.slot]
+          from unnest(over_slot, over_thread, over_namespace, over_checkpoint, over_task, over_idx, over_path,
+                      over_channel, over_type, over_blob)
+               as given(slot, thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, blob)
+            on conflict (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) do update
+           set channel = excluded.channel, type = excluded.type, blob = excluded.blob,
+               tenant_id = case when c.tenant_id = excluded.tenant_id then c.tenant_id end;
+    end if;
+
+    -- What people are asked, once for each interrupt. One that is being decided is not waited for: whoever decides it
+    -- waits for the head.
+    if cardinality(question_slot) > 0 then
+        with asking as (
+            insert into approvals (approval_id, tenant_id, run_id, thread_id, interrupt_id, kind, node, task_id,
+                                   payload, allowed, tool_name, args, args_digest, policy_version, rule, call_id,
+                                   identity_key, created_at, expires_at)
+            select q.approval_id, of_tenants[given.slot], runs[given.slot], q.thread_id, q.interrupt_id, q.kind, q.node, q.task_id,
+                   q.payload, q.allowed, q.tool_name, q.args, q.args_digest, q.policy_version, q.rule, q.call_id,
+                   q.identity_key, committed_at, committed_at + make_interval(secs => q.expires_in_seconds)
+              from unnest(question_slot, question_doc) as given(slot, doc)
+             cross join lateral json_to_record(given.doc::json)
+                   as q(approval_id uuid, thread_id uuid, interrupt_id text, kind text, node text, task_id text,
+                        payload jsonb, allowed text[], tool_name text, args jsonb, args_digest text,
+                        policy_version text, rule text, call_id uuid, identity_key text, expires_in_seconds float8)
+             where not exists (
+                   select from approvals a where a.thread_id = q.thread_id and a.interrupt_id = q.interrupt_id)
+                on conflict (thread_id, interrupt_id) do nothing
+         returning approval_id)
+        select array_agg(approval_id) into asked from asking;
+    end if;
+
+    -- An intent that is there already, and an outcome of what is not open any more, are no case for a flush: its sender
+    -- finds them by splitting it, and looks at each alone.
+    if cardinality(open_slot) > 0 then
+        insert into calls (call_id, tenant_id, run_id, thread_id, identity_key, checkpoint_ns, task_id, node,
+                           checkpoint_id, kind, name, occurrence, fork, agent_name, request_digest, request, effect,
+                           idempotent, status, budgets, reserved, model, prompt_version, policy_version, timeout_ms,
+                           epoch, opened_at)
+        select call_id, of_tenants[i.slot], runs[i.slot], thread_id, identity_key, checkpoint_ns, task_id, node,
+               checkpoint_id, kind, name, occurrence, fork, agent_name, request_digest, request, effect, idempotent,
+               'open', budgets::uuid[], reserved::jsonb, model, prompt_version, policy_version, timeout_ms,
+               epochs[i.slot], committed_at
+          from unnest(open_slot, open_call, open_thread, open_key, open_namespace, open_task, open_node,
+                      open_checkpoint, open_kind, open_name, open_occurrence, open_fork, open_agent, open_digest,
+                      open_request, open_effect, open_idempotent, open_budgets, open_reserved, open_model, open_prompt,
+                      open_policy, open_timeout)
+               as i(slot, call_id, thread_id, identity_key, checkpoint_ns, task_id, node, checkpoint_id, kind, name,
+                    occurrence, fork, agent_name, request_digest, request, effect, idempotent, budgets, reserved,
+                    model, prompt_version, policy_version, timeout_ms);
+    end if;
+    if cardinality(close_slot) > 0 then
+        update calls c
+           set status = x.status, used = x.used, response = given.content, error_type = x.error_type,
+               error_message = x.error_message, error_facts = x.error_facts, latency_ms = x.latency_ms,
+               closed_at = committed_at
+          from unnest(close_slot, close_call, close_doc, close_content) as given(slot, call_id, doc, content)
+         cross join lateral json_to_record(given.doc::json)
+               as x(thread_id uuid, budgets uuid[], status text, used jsonb, error_type text, error_message text,
+                    error_facts jsonb, latency_ms bigint)
+         where c.call_id = given.call_id and c.tenant_id = of_tenants[given.slot]
+           and c.thread_id is not distinct from x.thread_id and c.budgets = x.budgets
+           and c.status in ('open', 'unknown');
+        get diagnostics number = row_count;
+        if number <> cardinality(close_slot) then
+            raise exception 'a call that was to be closed is not open' using errcode = 'check_violation';
+        end if;
+    end if;
+
+    if cardinality(budget) > 0 then
+        update budgets b
+           set reserved_model_calls = b.reserved_model_calls + m.hold_model_calls,
+               reserved_tool_calls = b.reserved_tool_calls + m.hold_tool_calls,
+               reserved_tokens = b.reserved_tokens + m.hold_tokens,
+               reserved_cost = b.reserved_cost + m.hold_cost,
+               spent_model_calls = b.spent_model_calls + m.spend_model_calls,
+               spent_tool_calls = b.spent_tool_calls + m.spend_tool_calls,
+               spent_tokens = b.spent_tokens + m.spend_tokens,
+               spent_cost = b.spent_cost + m.spend_cost,
+               spent_unpriced = b.spent_unpriced + m.spend_unpriced
+          from unnest(budget, hold_model_calls, hold_tool_calls, hold_tokens, hold_cost, spend_model_calls,
+                      spend_tool_calls, spend_tokens, spend_cost, spend_unpriced)
+               as m(budget_id, hold_model_calls, hold_tool_calls, hold_tokens, hold_cost, spend_model_calls,
+                    spend_tool_calls, spend_tokens, spend_cost, spend_unpriced)
+         where b.budget_id = m.budget_id;
+    end if;
+
+    -- A task that is run again is the same step.
+    if 'node.started' = any (event_kind) then
+        update budgets b
+           set spent_steps = b.spent_steps + begun.steps
+          from (select runs[told.slot] as run_id, count(distinct told.task_id) as steps
+                  from unnest(event_slot, event_kind, event_task) as told(slot, kind, task_id)
+                 where told.kind = 'node.started'
+                   and not exists (select from events e
+                                    where e.run_id = runs[told.slot] and e.task_id = told.task_id
+                                      and e.kind = 'node.started')
+                 group by 1) as begun
+         where b.budget_id = begun.run_id;
+    end if;
+
+    -- Events, each chained to the one before it. One of a question is written only if that was asked.
+    if cardinality(event_slot) > 0 then
+        event_seq := array_fill(null::bigint, array[cardinality(event_slot)]);
+        event_hash := array_fill(null::bytea, array[cardinality(event_slot)]);
+        for n in 1 .. cardinality(event_slot) loop
+            continue when event_question[n] is not null and event_question[n] <> all (coalesce(asked, '{}'));
+            slot := event_slot[n];
+            seqs[slot] := seqs[slot] + 1;
+            event_seq[n] := seqs[slot];
+            event_trace[n] := coalesce(event_trace[n], split_part(traces[slot], '-', 2));
+            event_span[n] := coalesce(event_span[n], split_part(traces[slot], '-', 3));
+            hashes[slot] := event_link_v1(null, hashes[slot], event_content_v1(
+                runs[slot], seqs[slot], committed_at, event_attempt[n], event_kind[n], event_node[n], event_task[n],
+                event_call[n], event_trace[n], event_span[n], event_payload[n]));
+            event_hash[n] := hashes[slot];
+        end loop;
+        insert into events (run_id, seq, tenant_id, at, attempt, kind, node, task_id, call_id, trace_id, span_id,
+                            payload, hash)
+        select runs[e.slot], e.seq, of_tenants[e.slot], committed_at, e.attempt, e.kind, e.node, e.task_id, e.call_id,
+               e.trace_id, e.span_id, e.payload, e.hash
+          from unnest(event_slot, event_seq, event_attempt, event_kind, event_node, event_task, event_call,
+                      event_trace, event_span, event_payload, event_hash)
+               as e(slot, seq, attempt, kind, node, task_id, call_id, trace_id, span_id, payload, hash)
+         where e.seq is not null;
+        update run_heads h
+           set seq = last.seq, hash = last.hash, last_flush = flush
+          from unnest(runs, seqs, hashes) as last(run_id, seq, hash)
+         where h.run_id = last.run_id;
+    end if;
+end $function$;
 
 CREATE TRIGGER what_is_held_stays AFTER DELETE ON checkpoints REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_delete_what_is_held();
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from holdfast.checkpoints import fence, journal, leases, writer
+from holdfast.checkpoints import fence, journal, leases, moves, writer
 from holdfast.checkpoints.journal import PostgresJournal
 from holdfast.contracts.calls import CallIntent, CallRecord, Fresh, Opened, Recorded, Unknown
 from holdfast.contracts.events import EventKind
@@ -41,12 +41,11 @@ def replaced(queries: Any, name: str, old: str, new: str) -> None:
 @mutant
 def no_fence() -> None:
     """Whatever is written is written whoever holds the run: what flushes carry, and what has a transaction alone."""
-    fenced = (
-        "from asked join leases l using (run_id, epoch)\n     order by l.run_id\n       for key share of l skip locked"
+    the_epochs_there_are = (
+        "(select array_agg(l.epoch order by asked.n) from unnest(%(runs)s::uuid[]) with ordinality as asked(run_id, n) "
+        "join leases l using (run_id))"
     )
-    for name in writer._SQL:
-        if name != "ask_again":
-            replaced(writer._SQL, name, fenced, "from asked join runs l using (run_id)")
+    replaced(writer._SQL, "flush", "%(epochs)s", the_epochs_there_are)
     for name in ("hold_lease", "hold_lease_alone"):
         replaced(fence._SQL, name, " and epoch = %(epoch)s", "")
 
@@ -129,10 +128,15 @@ def resend_instead_of_reconcile() -> None:
 @mutant
 def check_then_reserve() -> None:
     """Whether a budget has room is looked up for each call by itself, beside others that take from it."""
-    together = "sum(model_calls) as model_calls, sum(tool_calls) as tool_calls, sum(tokens) as tokens,"
-    one_by_one = together.replace("sum(", "max(")
-    for name in ("flush_calls", "flush_whole"):
-        replaced(writer._SQL, name, f"budget_id, {together}\n", f"budget_id, {one_by_one}\n")
+    really_add = moves._Sums.add
+
+    def add(self: Any, move: moves.Move) -> None:
+        others = list(self.asked)
+        really_add(self, move)
+        if move.used is None:
+            self.asked = [None if None in pair else max(pair) for pair in zip(others, move.reserved, strict=True)]
+
+    moves._Sums.add = add  # type: ignore[method-assign]
 
 
 @mutant

@@ -1,0 +1,81 @@
+"""What a flush moves on budgets: what calls that are opened reserve, and what those that are closed release and use."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from holdfast.checkpoints.arrays import BIGINT, TEXT, UUIDS, Encoded, array, bigint_field, text_field, uuid_field
+from holdfast.contracts.ids import BudgetId, TenantId
+
+_AMOUNTS = ("model_calls", "tool_calls", "tokens", "cost")
+Amounts = Sequence[int | None]
+"""Of each of those. An unknown cost is None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What one call moves on every budget of its path."""
+
+    budgets: Sequence[BudgetId]
+    reserved: Amounts
+    used: Amounts | None = None
+    """None for a call that is opened."""
+
+
+class _Sums:
+    """What all calls of a flush move on one budget."""
+
+    __slots__ = ("asked", "held", "opens", "spent", "unpriced")
+
+    def __init__(self) -> None:
+        self.opens = 0
+        self.asked: list[int | None] = [0, 0, 0, 0]
+        """What those that are opened reserve: there must be room for it. A cost is unknown when one of them is."""
+        self.held = [0, 0, 0, 0]
+        self.spent = [0, 0, 0, 0]
+        self.unpriced = 0
+
+    def add(self, move: Move) -> None:
+        if move.used is None:
+            self.opens += 1
+            for number, amount in enumerate(move.reserved):
+                there = self.asked[number]
+                self.asked[number] = None if there is None or amount is None else there + amount
+                self.held[number] += amount or 0
+        else:
+            for number, amount in enumerate(move.reserved):
+                self.held[number] -= amount or 0
+            for number, amount in enumerate(move.used):
+                self.spent[number] += amount or 0
+            self.unpriced += move.used[-1] is None
+
+
+def move_columns(
+    moves: Iterable[tuple[TenantId, Move]], stepping: Iterable[tuple[TenantId, BudgetId]]
+) -> Mapping[str, Encoded]:
+    """The moves of a flush as parameters of the statement that writes it, one row for each budget that calls are paid
+    from. On those of `stepping`, steps are counted, by the statement itself."""
+    sums: dict[tuple[TenantId, BudgetId], _Sums] = {}
+    for tenant_id, move in moves:
+        for budget_id in move.budgets:
+            place = tenant_id, budget_id
+            if place not in sums:
+                sums[place] = _Sums()
+            sums[place].add(move)
+    for place in stepping:
+        sums.setdefault(place, _Sums())
+    found = sums.values()
+    columns = {
+        "budget": array(UUIDS, [uuid_field(budget_id) for _, budget_id in sums]),
+        "budget_tenant": array(TEXT, [text_field(tenant_id) for tenant_id, _ in sums]),
+        "budget_opens": _bigints(each.opens for each in found),
+        "spend_unpriced": _bigints(each.unpriced for each in found),
+    }
+    for number, amount in enumerate(_AMOUNTS):
+        columns[f"ask_{amount}"] = _bigints(each.asked[number] for each in found)
+        columns[f"hold_{amount}"] = _bigints(each.held[number] for each in found)
+        columns[f"spend_{amount}"] = _bigints(each.spent[number] for each in found)
+    return columns
+
+
+def _bigints(values: Iterable[int | None]) -> Encoded:
+    return array(BIGINT, [bigint_field(value) for value in values])
