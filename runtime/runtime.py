@@ -29,6 +29,7 @@ from holdfast.runtime.travel import HistoryEntry, Travel
 from holdfast.runtime.verification import verified, verified_all
 from holdfast.runtime.waiting import Lookout
 from holdfast.runtime.wake import Wake
+from holdfast.runtime.worker import Worker
 from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
 
 _ADMITTED_INPUT_BYTES = 1_048_576
@@ -103,6 +104,7 @@ class Runtime:
         saver_for: SaverFor,
         max_input_bytes: int = _ADMITTED_INPUT_BYTES,
         max_attempts: int = 5,
+        worker: Worker | None = None,
     ) -> None:
         self.store = doors.store
         self._doors = doors
@@ -114,6 +116,7 @@ class Runtime:
         self._replayer = Replayer(doors=doors, registry=registry, saver_for=saver_for)
         self._max_input_bytes = max_input_bytes
         self._max_attempts = max_attempts
+        self._worker = worker
         self._lookout = Lookout(doors.store.runs)
         self._followers = Followers(doors.store.events, self._lookout, wake)
         self._lost_worker: BaseException | None = None
@@ -422,6 +425,13 @@ class Runtime:
         principal, run = self._directory.principal(by), await self._get(run_id, tenant)
         require_may_travel(principal, run.tenant.tenant_id, "replay a run")
         return await self._replayer.replay(run)
+
+    def hand_back(self) -> None:
+        """Stop this process's worker without waiting for its runs to reach a boundary: their nodes are cancelled, and
+        the runs go back into the queue as soon as those have cleaned up. For who cannot wait while a runtime that is
+        being closed drains. Without a worker here it does nothing."""
+        if self._worker is not None:
+            self._worker.hand_back()
 
     def lost_worker(self, error: BaseException) -> None:
         """This process's worker has died, which it should never do: whoever waits here is told."""

@@ -97,6 +97,7 @@ class Worker:
         self._jobs: set[_Job] = set()
         self._stopping = asyncio.Event()
         self._stopped_at = inf
+        self._hurried = False
         self._news = asyncio.Event()
 
     def asked_to_stop(self, run_id: RunId) -> None:
@@ -112,6 +113,14 @@ class Worker:
         self._stopping.set()
         self._wake.ring()
 
+    def hand_back(self) -> None:
+        """Stop without waiting for boundaries: cancel what is under way, and give its runs back as soon as their nodes
+        have cleaned up."""
+        self.stop()
+        self._hurried = True
+        for job in self._jobs:
+            job.stop()
+
     async def work(self) -> None:
         """Claim and execute until stopped. The heart beats until the last run has been let go."""
         async with asyncio.TaskGroup() as keepers:
@@ -124,9 +133,10 @@ class Worker:
                 try:
                     await self._claim_until_stopped(attempts)
                 finally:
-                    showing.cancel()
+                    for housekeeper in (showing, expiring, pruning):  # which others do too: this one is in a hurry
+                        housekeeper.cancel()
                     await self._drain()
-            for keeper in (watching, expiring, pruning, beating):
+            for keeper in (watching, beating):
                 keeper.cancel()
 
     async def _claim_until_stopped(self, attempts: asyncio.TaskGroup) -> None:
@@ -234,7 +244,7 @@ class Worker:
         await reach(Mark.DRAIN_BEGUN)
         await self._leave()  # it takes nothing new, so nobody must count on it
         tasks = [job.task for job in self._jobs]
-        if tasks:
+        if tasks and not self._hurried:
             await asyncio.wait(tasks, timeout=self._terms.grace_seconds)
         for job in self._jobs:
             job.stop()

@@ -83,13 +83,13 @@ async def open_runtime(
         for tenant in settings.all_tenants():
             await store.tenants.put(tenant)
         wake, registry, doors = Wake(settings.worker.poll_seconds), Registry(), _doors(settings, store)
-        runtime = _runtime(settings, doors, registry, wake, database)
+        own = _worker(settings, doors, registry, wake, database) if serve else None
+        runtime = _runtime(settings, doors, registry, wake, database, own)
         for graph in (*(_project_graphs() if serve else ()), *graphs):
             runtime.register(graph)
         host = _attachments(settings, doors)
         register_host(host)
         stack.callback(unregister_host, host)
-        own = _worker(settings, doors, registry, wake, database) if serve else None
         await stack.enter_async_context(_beside(_listen(database, wake, own), "holdfast listener"))
         if own is not None:
             await stack.enter_async_context(
@@ -173,7 +173,9 @@ def _doors(settings: Settings, store: PostgresStore) -> Doors:
     )
 
 
-def _runtime(settings: Settings, doors: Doors, registry: Registry, wake: Wake, database: Database) -> Runtime:
+def _runtime(
+    settings: Settings, doors: Doors, registry: Registry, wake: Wake, database: Database, worker: Worker | None
+) -> Runtime:
     return Runtime(
         doors=doors,
         registry=registry,
@@ -183,6 +185,7 @@ def _runtime(settings: Settings, doors: Doors, registry: Registry, wake: Wake, d
         saver_for=_saver_for(database),
         max_input_bytes=settings.max_input_bytes,
         max_attempts=settings.worker.max_attempts,
+        worker=worker,
     )
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from holdfast.server.catalog import read_catalog
 from holdfast.server.encryption import encryption
 from holdfast.server.exits import Exit
 from holdfast.server.settings import Settings
+from holdfast.server.stopping import Stopping
 
 _LOOK_SECONDS = 0.25
 """How often someone who watches sees new events."""
@@ -252,18 +252,17 @@ async def encrypt(session: Session, *, clear_too: bool) -> Exit:
 
 
 async def work(session: Session) -> Exit:
-    """Serve the project's graphs until SIGTERM or Ctrl-C, then hand back what is under way."""
+    """Serve the project's graphs until SIGTERM or Ctrl-C, then hand back what is under way; see `server.stopping`."""
     catalog = read_catalog()
     if not catalog.refs:
         raise InvalidRequest("there is no langgraph.json here that names graphs, so a worker has nothing to serve")
-    stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    async with session.runtime(worker=True):
+    stopping = Stopping(lambda words: Console(stderr=True).print(Text(words), soft_wrap=True))
+    async with session.runtime(worker=True) as runtime:
+        stopping.then(runtime.hand_back)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: going through it takes a full collection 60 ms, and all runs wait
         say(session, {"serving": list(catalog)}, f"serving {', '.join(catalog)}; Ctrl-C stops")
-        await stop.wait()
+        await stopping.asked.wait()
     return Exit.OK
 
 
