@@ -47,6 +47,9 @@ log = logger(__name__)
 
 _SAVER_GRACE_SECONDS = 10.0
 _RUN_OUT = "the lease has run out"
+_OUT_OF_REACH = "the database was out of reach"
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
+"""Between two tries to give a run back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +77,11 @@ class Coordinator:
         """Run the graph of a claimed run until it ends, rests, is drained or is lost, and commit which it was."""
         try:
             with patient(hold.seconds_left):  # a database that has gone deaf holds no run past its lease
-                await self._execute(hold, control)
-        except (LeaseLost, StoreUnavailable) as error:
-            # Nothing can be written: the lease runs out by itself and another worker takes the run over.
+                try:
+                    await self._execute(hold, control)
+                except StoreUnavailable as error:
+                    await self._give_back(hold, error)
+        except LeaseLost as error:  # nothing can be written: another worker takes the run over, or has already
             _tell_lost(hold, str(error))
         except asyncio.CancelledError:
             if not hold.still_ours():  # and so whatever was to be concluded has not been
@@ -110,6 +115,21 @@ class Coordinator:
             record_run(span, identity, graph_name=run.graph_name, status=type(ending).__name__.lower(), usage=usage)
             if isinstance(ending, Failed):
                 record_failure(span, ending.error)
+
+    async def _give_back(self, hold: Hold, trouble: StoreUnavailable) -> None:
+        """The attempt can write nothing more, but its lease holds: as soon as the database answers again, the run goes
+        back into the queue. Where it does not in time, the lease runs out by itself."""
+        ending, pause = Released(_OUT_OF_REACH), _FIRST_PAUSE_SECONDS
+        while hold.still_ours():
+            try:
+                await written(endings.record(self._doors.store.runs, hold.owner, ending))
+            except StoreUnavailable:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            else:
+                log.warning("attempt_given_back", run_id=hold.claim.run_id, epoch=hold.owner.epoch, reason=str(trouble))
+                return
+        _tell_lost(hold, str(trouble))
 
     def _hydrated(self, hold: Hold) -> Graph:
         """The graph of a run, bound to a saver of the owner's. Raises `NotFound` and `InvariantViolated`."""

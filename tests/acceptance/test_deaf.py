@@ -20,6 +20,7 @@ from holdfast import RunContext, RunStatus, ToolCall, govern, open_runtime, tool
 from holdfast.contracts.errors import StoreUnavailable
 from holdfast.contracts.events import EventKind
 from holdfast.runtime.runtime import RunHandle, Runtime
+from holdfast.testing.invariants import assert_invariants
 
 IN_TIME = 60.0
 UNHURRIED = {"lease_ttl_seconds": 5.0, "poll_seconds": 30.0}
@@ -201,3 +202,25 @@ async def test_call_whose_record_got_no_answer_is_made_once_and_its_run_ends(off
     assert proxy.answers_lost > 0
     assert (result.status, result.output) == (RunStatus.COMPLETED, {"log": ["receipt of A-17"]}), result.error
     assert list(world.paid.values()) == ["A-17"]
+
+
+async def test_run_that_lost_the_database_for_a_moment_goes_on_at_once_and_not_when_its_lease_ends(
+    office: Office, proxy: Proxy
+):
+    stage = Stage()
+    stage.may_go_on.set()
+    long_lease = {"lease_ttl_seconds": 600.0, "poll_seconds": 30.0}
+    settings = office.settings(DATABASE_URL=proxy.url, worker=long_lease)
+    async with open_runtime(settings, graphs=[stage.graph()]) as runtime:
+        proxy.lose_answer(b"run.completed", cut=True)
+        proxy.lose_answer(b"run.released", times=2, cut=True)
+        run = await runtime.start(stage.graph(), {"log": []}, tenant="acme")
+        result = await run.result(IN_TIME)
+        done = (await runtime.show(run.id, tenant="acme")).run
+        kinds = [event.kind for event in await run.events()]
+    assert proxy.answers_lost == 3, "the end was not written, and neither was the first that gave the run back"
+    assert (result.status, result.output) == (RunStatus.COMPLETED, {"log": ["first", "second"]}), result.error
+    assert (done.attempt, done.takeovers) == (2, 0)
+    assert kinds.count(EventKind.RUN_RELEASED) == 1
+    assert stage.attempts == 1, "what was checkpointed is not run again"
+    await assert_invariants(office.database)
