@@ -5,7 +5,7 @@ brings them: what cannot be encoded is refused there and then, and a batch of th
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import Any
@@ -110,10 +110,17 @@ def _empty(element: int) -> Encoded:
     return Encoded(_HEADER.pack(0, 0, element, 0, 0)[:12])
 
 
-def columns(prefix: str, types: Mapping[str, int], rows: Iterable[Sequence[bytes]]) -> Mapping[str, Encoded]:
-    """Rows of encoded fields as one array per column, named `<prefix>_<column>`."""
-    fields = list(zip(*rows, strict=True)) or [()] * len(types)
-    return {
-        f"{prefix}_{name}": array(element, column)
-        for (name, element), column in zip(types.items(), fields, strict=True)
-    }
+class Columns:
+    """Rows of one kind as parameters: one array for each column, named `<prefix>_<column>`."""
+
+    def __init__(self, prefix: str, **types: int) -> None:
+        """The types of the elements, by column."""
+        self._arrays = [(f"{prefix}_{column}", element) for column, element in types.items()]
+        self._of_none = {name: array(element, ()) for name, element in self._arrays}
+
+    def of(self, rows: Collection[Sequence[bytes]]) -> Mapping[str, Encoded]:
+        """The parameters for rows of encoded fields, in the order of the columns."""
+        if not rows:
+            return self._of_none
+        fields = zip(*rows, strict=True)
+        return {name: array(element, column) for (name, element), column in zip(self._arrays, fields, strict=True)}

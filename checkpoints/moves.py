@@ -3,10 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from holdfast.checkpoints.arrays import BIGINT, TEXT, UUIDS, Encoded, array, bigint_field, text_field, uuid_field
+from holdfast.checkpoints.arrays import BIGINT, TEXT, UUIDS, Columns, Encoded, bigint_field, text_field, uuid_field
 from holdfast.contracts.ids import BudgetId, TenantId
 
 _AMOUNTS = ("model_calls", "tool_calls", "tokens", "cost")
+_MOVED = Columns(
+    "moved",
+    budget=UUIDS,
+    tenant=TEXT,
+    opens=BIGINT,
+    unpriced=BIGINT,
+    **{f"{sort}_{amount}": BIGINT for sort in ("asked", "held", "spent") for amount in _AMOUNTS},
+)
 Amounts = Sequence[int | None]
 """Of each of those. An unknown cost is None."""
 
@@ -48,6 +56,9 @@ class _Sums:
                 self.spent[number] += amount or 0
             self.unpriced += move.used[-1] is None
 
+    def row(self, *budget: bytes) -> Sequence[bytes]:
+        return *budget, *map(bigint_field, (self.opens, self.unpriced, *self.asked, *self.held, *self.spent))
+
 
 def move_columns(
     moves: Iterable[tuple[TenantId, Move]], stepping: Iterable[tuple[TenantId, BudgetId]]
@@ -63,19 +74,6 @@ def move_columns(
             sums[place].add(move)
     for place in stepping:
         sums.setdefault(place, _Sums())
-    found = sums.values()
-    columns = {
-        "budget": array(UUIDS, [uuid_field(budget_id) for _, budget_id in sums]),
-        "budget_tenant": array(TEXT, [text_field(tenant_id) for tenant_id, _ in sums]),
-        "budget_opens": _bigints(each.opens for each in found),
-        "spend_unpriced": _bigints(each.unpriced for each in found),
-    }
-    for number, amount in enumerate(_AMOUNTS):
-        columns[f"ask_{amount}"] = _bigints(each.asked[number] for each in found)
-        columns[f"hold_{amount}"] = _bigints(each.held[number] for each in found)
-        columns[f"spend_{amount}"] = _bigints(each.spent[number] for each in found)
-    return columns
-
-
-def _bigints(values: Iterable[int | None]) -> Encoded:
-    return array(BIGINT, [bigint_field(value) for value in values])
+    return _MOVED.of(
+        [each.row(uuid_field(budget_id), text_field(tenant_id)) for (tenant_id, budget_id), each in sums.items()]
+    )

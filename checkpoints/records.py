@@ -14,11 +14,11 @@ from holdfast.checkpoints.arrays import (
     NULL,
     TEXT,
     UUIDS,
+    Columns,
     Encoded,
     bigint_field,
     boolean_field,
     bytes_field,
-    columns,
     integer_field,
     json_field,
     text_field,
@@ -29,14 +29,14 @@ from holdfast.checkpoints.rows import Row
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.events import EventDraft, EventKind
 
-_EVENTS = {"slot": INTEGER, "attempt": INTEGER, "kind": TEXT, "node": TEXT, "task": TEXT, "call": UUIDS, "trace": TEXT,
-           "span": TEXT, "payload": BYTEA, "question": UUIDS}  # fmt: skip
-_QUESTIONS = {"slot": INTEGER, "doc": TEXT}
-_OPENS = {"slot": INTEGER, "call": UUIDS, "thread": UUIDS, "key": TEXT, "namespace": TEXT, "task": TEXT, "node": TEXT,
-          "checkpoint": TEXT, "kind": TEXT, "name": TEXT, "occurrence": INTEGER, "fork": TEXT, "agent": TEXT,
-          "digest": TEXT, "request": BYTEA, "effect": TEXT, "idempotent": BOOLEAN, "budgets": TEXT, "reserved": TEXT,
-          "model": TEXT, "prompt": TEXT, "policy": TEXT, "timeout": BIGINT}  # fmt: skip
-_CLOSES = {"slot": INTEGER, "call": UUIDS, "doc": TEXT, "content": BYTEA}
+_EVENTS = Columns("event", slot=INTEGER, attempt=INTEGER, kind=TEXT, node=TEXT, task=TEXT, call=UUIDS, trace=TEXT,
+                  span=TEXT, payload=BYTEA, question=UUIDS)  # fmt: skip
+_QUESTIONS = Columns("question", slot=INTEGER, doc=TEXT)
+_OPENS = Columns("open", slot=INTEGER, call=UUIDS, thread=UUIDS, key=TEXT, namespace=TEXT, task=TEXT, node=TEXT,
+                 checkpoint=TEXT, kind=TEXT, name=TEXT, occurrence=INTEGER, fork=TEXT, agent=TEXT, digest=TEXT,
+                 request=BYTEA, effect=TEXT, idempotent=BOOLEAN, budgets=TEXT, reserved=TEXT, model=TEXT, prompt=TEXT,
+                 policy=TEXT, timeout=BIGINT)  # fmt: skip
+_CLOSES = Columns("close", slot=INTEGER, call=UUIDS, doc=TEXT, content=BYTEA)
 _NO_FACTS = bytes_field(b"{}")
 _STEP = text_field(EventKind.NODE_STARTED)
 
@@ -143,14 +143,11 @@ def close_row(call_id: str, facts: Mapping[str, Any], response: bytes | None) ->
 def record_columns(batch: Iterable[tuple[int, Records]]) -> Mapping[str, Encoded]:
     """The batch as parameters of the statement that writes it. Each part comes with the slot of its owner."""
     slotted = [(integer_field(slot), records) for slot, records in batch]
-    parts: dict[str, tuple[Mapping[str, int], list[Row]]] = {
-        "event": (_EVENTS, [(slot, *row) for slot, records in slotted for row in records.events]),
-        "question": (_QUESTIONS, [(slot, *row) for slot, records in slotted for row in records.questions]),
-        "open": (_OPENS, [(slot, *row) for slot, records in slotted for row in records.opens]),
-        "close": (_CLOSES, [(slot, *row) for slot, records in slotted for row in records.closes]),
-    }
     return {
-        name: column for prefix, (types, rows) in parts.items() for name, column in columns(prefix, types, rows).items()
+        **_EVENTS.of([(slot, *row) for slot, records in slotted for row in records.events]),
+        **_QUESTIONS.of([(slot, *row) for slot, records in slotted for row in records.questions]),
+        **_OPENS.of([(slot, *row) for slot, records in slotted for row in records.opens]),
+        **_CLOSES.of([(slot, *row) for slot, records in slotted for row in records.closes]),
     }
 
 

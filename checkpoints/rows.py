@@ -1,19 +1,21 @@
 """Rows of LangGraph's checkpoint tables on their way to the database, encoded by whoever hands them in."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
-from holdfast.checkpoints.arrays import BYTEA, INTEGER, TEXT, Encoded, columns, integer_field
+from holdfast.checkpoints.arrays import BYTEA, INTEGER, TEXT, Columns, Encoded, integer_field
 
 Row = tuple[bytes, ...]
 """The encoded fields of a row, in the order of its columns below, without the slot."""
 
-_BLOBS = {"slot": INTEGER, "thread": TEXT, "namespace": TEXT, "channel": TEXT, "version": TEXT, "type": TEXT,
-          "blob": BYTEA}  # fmt: skip
-_CHECKPOINTS = {"slot": INTEGER, "thread": TEXT, "namespace": TEXT, "id": TEXT, "parent": TEXT, "checkpoint": TEXT,
-                "metadata": TEXT}  # fmt: skip
-_WRITES = {"slot": INTEGER, "thread": TEXT, "namespace": TEXT, "checkpoint": TEXT, "task": TEXT, "idx": INTEGER,
-           "path": TEXT, "channel": TEXT, "type": TEXT, "blob": BYTEA}  # fmt: skip
+_BLOBS = Columns("blob", slot=INTEGER, thread=TEXT, namespace=TEXT, channel=TEXT, version=TEXT, type=TEXT, blob=BYTEA)
+_CHECKPOINTS = Columns("put", slot=INTEGER, thread=TEXT, namespace=TEXT, id=TEXT, parent=TEXT, checkpoint=TEXT,
+                       metadata=TEXT)  # fmt: skip
+_ADDED, _REPLACING = (
+    Columns(prefix, slot=INTEGER, thread=TEXT, namespace=TEXT, checkpoint=TEXT, task=TEXT, idx=INTEGER, path=TEXT,
+            channel=TEXT, type=TEXT, blob=BYTEA)
+    for prefix in ("add", "over")
+)  # fmt: skip
 
 
 class Rows:
@@ -49,10 +51,10 @@ def row_columns(batch: Iterable[tuple[int, Rows]]) -> Mapping[str, Encoded]:
     slotted = [(integer_field(slot), rows) for slot, rows in batch]
     replacing = _each(slotted, lambda rows: rows.writes if rows.replacing else ())
     return {
-        **columns("blob", _BLOBS, _each(slotted, lambda rows: rows.blobs)),
-        **columns("put", _CHECKPOINTS, _last_of_each(4, _each(slotted, lambda rows: rows.checkpoints))),
-        **columns("add", _WRITES, _each(slotted, lambda rows: () if rows.replacing else rows.writes)),
-        **columns("over", _WRITES, _last_of_each(6, replacing)),
+        **_BLOBS.of(_each(slotted, lambda rows: rows.blobs)),
+        **_CHECKPOINTS.of(_last_of_each(4, _each(slotted, lambda rows: rows.checkpoints))),
+        **_ADDED.of(_each(slotted, lambda rows: () if rows.replacing else rows.writes)),
+        **_REPLACING.of(_last_of_each(6, replacing)),
     }
 
 
@@ -60,6 +62,6 @@ def _each(batch: Iterable[tuple[bytes, Rows]], part: Callable[[Rows], Sequence[R
     return [(slot, *row) for slot, rows in batch for row in part(rows)]
 
 
-def _last_of_each(key: int, rows: Sequence[Row]) -> Iterable[Row]:
+def _last_of_each(key: int, rows: Sequence[Row]) -> Collection[Row]:
     # One statement cannot change a row twice.
     return {row[:key]: row for row in rows}.values()

@@ -52,7 +52,7 @@ class Wire:
         self, given: Sequence[Any]
     ) -> tuple[Sequence[Buffer | None], tuple[int, ...], Sequence[Format] | None]:
         """What is sent, of which types, and in which formats."""
-        if all(isinstance(each, Encoded) for each in given):
+        if {*map(type, given)} == {Encoded}:
             return given, (), [Format.BINARY] * len(given)
         sending = Transformer(self.conn)
         values = sending.dump_sequence(given, [PyFormat.AUTO] * len(given))

@@ -15,10 +15,11 @@ select refused, lacking, committed_at
         %(open_task)s, %(open_node)s, %(open_checkpoint)s, %(open_kind)s, %(open_name)s, %(open_occurrence)s,
         %(open_fork)s, %(open_agent)s, %(open_digest)s, %(open_request)s, %(open_effect)s, %(open_idempotent)s,
         %(open_budgets)s, %(open_reserved)s, %(open_model)s, %(open_prompt)s, %(open_policy)s, %(open_timeout)s,
-        %(close_slot)s, %(close_call)s, %(close_doc)s, %(close_content)s, %(budget)s, %(budget_tenant)s,
-        %(budget_opens)s, %(ask_model_calls)s, %(ask_tool_calls)s, %(ask_tokens)s, %(ask_cost)s, %(hold_model_calls)s,
-        %(hold_tool_calls)s, %(hold_tokens)s, %(hold_cost)s, %(spend_model_calls)s, %(spend_tool_calls)s,
-        %(spend_tokens)s, %(spend_cost)s, %(spend_unpriced)s)
+        %(close_slot)s, %(close_call)s, %(close_doc)s, %(close_content)s, %(moved_budget)s, %(moved_tenant)s,
+        %(moved_opens)s, %(moved_unpriced)s, %(moved_asked_model_calls)s, %(moved_asked_tool_calls)s,
+        %(moved_asked_tokens)s, %(moved_asked_cost)s, %(moved_held_model_calls)s, %(moved_held_tool_calls)s,
+        %(moved_held_tokens)s, %(moved_held_cost)s, %(moved_spent_model_calls)s, %(moved_spent_tool_calls)s,
+        %(moved_spent_tokens)s, %(moved_spent_cost)s)
 
 -- name: ask_again
 -- Is a run that was refused held under this epoch? Waits for whoever has locked its lease, its budget or its head.

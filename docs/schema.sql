@@ -489,7 +489,7 @@ end $function$;
 revoke execute on function prune_events_v1(text,bigint) from public;
 grant execute on function prune_events_v1(text,bigint) to holdfast_app;
 
-CREATE OR REPLACE FUNCTION flush_v1(flush text, runs uuid[], epochs bigint[], of_tenants text[], blob_slot integer[], blob_thread text[], blob_namespace text[], blob_channel text[], blob_version text[], blob_type text[], blob_blob bytea[], put_slot integer[], put_thread text[], put_namespace text[], put_id text[], put_parent text[], put_checkpoint text[], put_metadata text[], add_slot integer[], add_thread text[], add_namespace text[], add_checkpoint text[], add_task text[], add_idx integer[], add_path text[], add_channel text[], add_type text[], add_blob bytea[], over_slot integer[], over_thread text[], over_namespace text[], over_checkpoint text[], over_task text[], over_idx integer[], over_path text[], over_channel text[], over_type text[], over_blob bytea[], event_slot integer[], event_attempt integer[], event_kind text[], event_node text[], event_task text[], event_call uuid[], event_trace text[], event_span text[], event_payload bytea[], event_question uuid[], question_slot integer[], question_doc text[], open_slot integer[], open_call uuid[], open_thread uuid[], open_key text[], open_namespace text[], open_task text[], open_node text[], open_checkpoint text[], open_kind text[], open_name text[], open_occurrence integer[], open_fork text[], open_agent text[], open_digest text[], open_request bytea[], open_effect text[], open_idempotent boolean[], open_budgets text[], open_reserved text[], open_model text[], open_prompt text[], open_policy text[], open_timeout bigint[], close_slot integer[], close_call uuid[], close_doc text[], close_content bytea[], budget uuid[], budget_tenant text[], budget_opens bigint[], ask_model_calls bigint[], ask_tool_calls bigint[], ask_tokens bigint[], ask_cost bigint[], hold_model_calls bigint[], hold_tool_calls bigint[], hold_tokens bigint[], hold_cost bigint[], spend_model_calls bigint[], spend_tool_calls bigint[], spend_tokens bigint[], spend_cost bigint[], spend_unpriced bigint[], OUT refused integer[], OUT lacking uuid[], OUT committed_at timestamp with time zone)
+CREATE OR REPLACE FUNCTION flush_v1(flush text, runs uuid[], epochs bigint[], of_tenants text[], blob_slot integer[], blob_thread text[], blob_namespace text[], blob_channel text[], blob_version text[], blob_type text[], blob_blob bytea[], put_slot integer[], put_thread text[], put_namespace text[], put_id text[], put_parent text[], put_checkpoint text[], put_metadata text[], add_slot integer[], add_thread text[], add_namespace text[], add_checkpoint text[], add_task text[], add_idx integer[], add_path text[], add_channel text[], add_type text[], add_blob bytea[], over_slot integer[], over_thread text[], over_namespace text[], over_checkpoint text[], over_task text[], over_idx integer[], over_path text[], over_channel text[], over_type text[], over_blob bytea[], event_slot integer[], event_attempt integer[], event_kind text[], event_node text[], event_task text[], event_call uuid[], event_trace text[], event_span text[], event_payload bytea[], event_question uuid[], question_slot integer[], question_doc text[], open_slot integer[], open_call uuid[], open_thread uuid[], open_key text[], open_namespace text[], open_task text[], open_node text[], open_checkpoint text[], open_kind text[], open_name text[], open_occurrence integer[], open_fork text[], open_agent text[], open_digest text[], open_request bytea[], open_effect text[], open_idempotent boolean[], open_budgets text[], open_reserved text[], open_model text[], open_prompt text[], open_policy text[], open_timeout bigint[], close_slot integer[], close_call uuid[], close_doc text[], close_content bytea[], moved_budget uuid[], moved_tenant text[], moved_opens bigint[], moved_unpriced bigint[], moved_asked_model_calls bigint[], moved_asked_tool_calls bigint[], moved_asked_tokens bigint[], moved_asked_cost bigint[], moved_held_model_calls bigint[], moved_held_tool_calls bigint[], moved_held_tokens bigint[], moved_held_cost bigint[], moved_spent_model_calls bigint[], moved_spent_tool_calls bigint[], moved_spent_tokens bigint[], moved_spent_cost bigint[], OUT refused integer[], OUT lacking uuid[], OUT committed_at timestamp with time zone)
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
@@ -541,10 +541,11 @@ begin
         return;
     end if;
 
-    if cardinality(budget) > 0 then
+    if cardinality(moved_budget) > 0 then
         select array_agg(budget_id) into standing
           from (select b.budget_id
-                  from unnest(budget, budget_tenant, budget_opens, ask_model_calls, ask_tool_calls, ask_tokens, ask_cost)
+                  from unnest(moved_budget, moved_tenant, moved_opens, moved_asked_model_calls,
+                              moved_asked_tool_calls, moved_asked_tokens, moved_asked_cost)
                        as asked(budget_id, tenant_id, opens, model_calls, tool_calls, tokens, cost)
                   join budgets b using (budget_id, tenant_id)
                  where opens = 0
@@ -555,8 +556,8 @@ begin
                        and (max_cost is null or spent_cost + reserved_cost + cost <= max_cost)
                  order by b.budget_id
                    for no key update of b skip locked) as roomy;
-        if cardinality(standing) is distinct from cardinality(budget) then
-            lacking := array(select id from unnest(budget) as id where id <> all (coalesce(standing, '{}')));
+        if cardinality(standing) is distinct from cardinality(moved_budget) then
+            lacking := array(select id from unnest(moved_budget) as id where id <> all (coalesce(standing, '{}')));
             return;
         end if;
     end if;
@@ -663,22 +664,23 @@ begin
         end if;
     end if;
 
-    if cardinality(budget) > 0 then
+    if cardinality(moved_budget) > 0 then
         update budgets b
-           set reserved_model_calls = b.reserved_model_calls + m.hold_model_calls,
-               reserved_tool_calls = b.reserved_tool_calls + m.hold_tool_calls,
-               reserved_tokens = b.reserved_tokens + m.hold_tokens,
-               reserved_cost = b.reserved_cost + m.hold_cost,
-               spent_model_calls = b.spent_model_calls + m.spend_model_calls,
-               spent_tool_calls = b.spent_tool_calls + m.spend_tool_calls,
-               spent_tokens = b.spent_tokens + m.spend_tokens,
-               spent_cost = b.spent_cost + m.spend_cost,
-               spent_unpriced = b.spent_unpriced + m.spend_unpriced
-          from unnest(budget, hold_model_calls, hold_tool_calls, hold_tokens, hold_cost, spend_model_calls,
-                      spend_tool_calls, spend_tokens, spend_cost, spend_unpriced)
-               as m(budget_id, hold_model_calls, hold_tool_calls, hold_tokens, hold_cost, spend_model_calls,
-                    spend_tool_calls, spend_tokens, spend_cost, spend_unpriced)
-         where b.budget_id = m.budget_id;
+           set reserved_model_calls = reserved_model_calls + held_model_calls,
+               reserved_tool_calls = reserved_tool_calls + held_tool_calls,
+               reserved_tokens = reserved_tokens + held_tokens,
+               reserved_cost = reserved_cost + held_cost,
+               spent_model_calls = spent_model_calls + used_model_calls,
+               spent_tool_calls = spent_tool_calls + used_tool_calls,
+               spent_tokens = spent_tokens + used_tokens,
+               spent_cost = spent_cost + used_cost,
+               spent_unpriced = spent_unpriced + unpriced
+          from unnest(moved_budget, moved_unpriced, moved_held_model_calls, moved_held_tool_calls, moved_held_tokens,
+                      moved_held_cost, moved_spent_model_calls, moved_spent_tool_calls, moved_spent_tokens,
+                      moved_spent_cost)
+               as moved(budget_id, unpriced, held_model_calls, held_tool_calls, held_tokens, held_cost,
+                        used_model_calls, used_tool_calls, used_tokens, used_cost)
+         where b.budget_id = moved.budget_id;
     end if;
 
     -- A task that is run again is the same step.

@@ -26,11 +26,13 @@ create function flush_v1(
     open_idempotent boolean[], open_budgets text[], open_reserved text[], open_model text[], open_prompt text[],
     open_policy text[], open_timeout bigint[],
     close_slot integer[], close_call uuid[], close_doc text[], close_content bytea[],
-    budget uuid[], budget_tenant text[], budget_opens bigint[],
-    ask_model_calls bigint[], ask_tool_calls bigint[], ask_tokens bigint[], ask_cost bigint[],
-    hold_model_calls bigint[], hold_tool_calls bigint[], hold_tokens bigint[], hold_cost bigint[],
-    spend_model_calls bigint[], spend_tool_calls bigint[], spend_tokens bigint[], spend_cost bigint[],
-    spend_unpriced bigint[],
+    moved_budget uuid[], moved_tenant text[], moved_opens bigint[], moved_unpriced bigint[],
+    moved_asked_model_calls bigint[], moved_asked_tool_calls bigint[], moved_asked_tokens bigint[],
+    moved_asked_cost bigint[],
+    moved_held_model_calls bigint[], moved_held_tool_calls bigint[], moved_held_tokens bigint[],
+    moved_held_cost bigint[],
+    moved_spent_model_calls bigint[], moved_spent_tool_calls bigint[], moved_spent_tokens bigint[],
+    moved_spent_cost bigint[],
     out refused integer[],       -- the slots of runs that are not held under their epoch, or are locked by somebody
     out lacking uuid[],          -- the budgets that are locked by somebody, or have no room for all that is opened
     out committed_at timestamptz
@@ -83,10 +85,11 @@ begin
         return;
     end if;
 
-    if cardinality(budget) > 0 then
+    if cardinality(moved_budget) > 0 then
         select array_agg(budget_id) into standing
           from (select b.budget_id
-                  from unnest(budget, budget_tenant, budget_opens, ask_model_calls, ask_tool_calls, ask_tokens, ask_cost)
+                  from unnest(moved_budget, moved_tenant, moved_opens, moved_asked_model_calls,
+                              moved_asked_tool_calls, moved_asked_tokens, moved_asked_cost)
                        as asked(budget_id, tenant_id, opens, model_calls, tool_calls, tokens, cost)
                   join budgets b using (budget_id, tenant_id)
                  where opens = 0
@@ -97,8 +100,8 @@ begin
                        and (max_cost is null or spent_cost + reserved_cost + cost <= max_cost)
                  order by b.budget_id
                    for no key update of b skip locked) as roomy;
-        if cardinality(standing) is distinct from cardinality(budget) then
-            lacking := array(select id from unnest(budget) as id where id <> all (coalesce(standing, '{}')));
+        if cardinality(standing) is distinct from cardinality(moved_budget) then
+            lacking := array(select id from unnest(moved_budget) as id where id <> all (coalesce(standing, '{}')));
             return;
         end if;
     end if;
@@ -205,22 +208,23 @@ begin
         end if;
     end if;
 
-    if cardinality(budget) > 0 then
+    if cardinality(moved_budget) > 0 then
         update budgets b
-           set reserved_model_calls = b.reserved_model_calls + m.hold_model_calls,
-               reserved_tool_calls = b.reserved_tool_calls + m.hold_tool_calls,
-               reserved_tokens = b.reserved_tokens + m.hold_tokens,
-               reserved_cost = b.reserved_cost + m.hold_cost,
-               spent_model_calls = b.spent_model_calls + m.spend_model_calls,
-               spent_tool_calls = b.spent_tool_calls + m.spend_tool_calls,
-               spent_tokens = b.spent_tokens + m.spend_tokens,
-               spent_cost = b.spent_cost + m.spend_cost,
-               spent_unpriced = b.spent_unpriced + m.spend_unpriced
-          from unnest(budget, hold_model_calls, hold_tool_calls, hold_tokens, hold_cost, spend_model_calls,
-                      spend_tool_calls, spend_tokens, spend_cost, spend_unpriced)
-               as m(budget_id, hold_model_calls, hold_tool_calls, hold_tokens, hold_cost, spend_model_calls,
-                    spend_tool_calls, spend_tokens, spend_cost, spend_unpriced)
-         where b.budget_id = m.budget_id;
+           set reserved_model_calls = reserved_model_calls + held_model_calls,
+               reserved_tool_calls = reserved_tool_calls + held_tool_calls,
+               reserved_tokens = reserved_tokens + held_tokens,
+               reserved_cost = reserved_cost + held_cost,
+               spent_model_calls = spent_model_calls + used_model_calls,
+               spent_tool_calls = spent_tool_calls + used_tool_calls,
+               spent_tokens = spent_tokens + used_tokens,
+               spent_cost = spent_cost + used_cost,
+               spent_unpriced = spent_unpriced + unpriced
+          from unnest(moved_budget, moved_unpriced, moved_held_model_calls, moved_held_tool_calls, moved_held_tokens,
+                      moved_held_cost, moved_spent_model_calls, moved_spent_tool_calls, moved_spent_tokens,
+                      moved_spent_cost)
+               as moved(budget_id, unpriced, held_model_calls, held_tool_calls, held_tokens, held_cost,
+                        used_model_calls, used_tool_calls, used_tokens, used_cost)
+         where b.budget_id = moved.budget_id;
     end if;
 
     -- A task that is run again is the same step.
