@@ -1,7 +1,9 @@
-"""A worker that stops itself as by SIGSTOP at the mark that it is told, and the graph that it serves.
+"""A worker that stands still at the mark that it is told, and the graph that it serves.
 
-The parent writes a mark's name to its standard input; it answers `armed`, and says `stopped` as the last thing before
-it stands still. What the graph does to the world is a line in the file `world` of its folder: who did what.
+The parent writes `stop` or `block` and a mark's name to its standard input; it answers `armed`, and says `stopped` as
+the last thing before it stands still: all of it as by SIGSTOP, or its event loop alone, as by a node that sleeps
+without `await`, until it is told `go on`. What the graph does to the world is a line in the file `world` of its folder:
+who did what.
 """
 
 import asyncio
@@ -69,14 +71,21 @@ def graph() -> object:
 
 
 class Stops:
-    """Stops this process when it comes to the mark that is armed, once."""
+    """Stops this process, or blocks its loop, when it comes to the mark that is armed, once."""
 
     def __init__(self) -> None:
         self._armed: Mark | None = None
+        self._how = ""
+        self._told = threading.Event()
 
     def obey(self) -> None:
         for order in sys.stdin:
-            self._armed = Mark(order.strip())
+            if order.strip() == "go on":
+                self._told.set()
+                continue
+            self._how, mark = order.split()
+            self._told.clear()
+            self._armed = Mark(mark)
             print("armed", flush=True)
 
     async def reach(self, mark: Mark) -> None:
@@ -86,7 +95,10 @@ class Stops:
         if mark is self._armed:
             self._armed = None
             print("stopped", flush=True)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            if self._how == "block":
+                self._told.wait()
+            else:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
 
 async def work(lease_seconds: float) -> None:

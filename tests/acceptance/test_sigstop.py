@@ -1,4 +1,5 @@
 """A worker that is stopped past its lease, wherever it was just then, and goes on: it leaves no row and does nothing.
+And so does one whose event loop alone was blocked, while its heart went on.
 
 Two processes. The first comes to a mark and stands still; the second is let loose, and takes the run to its end. All
 that the database knows of the run is written down, and the first is let go on until it has noticed. Nothing may differ.
@@ -41,6 +42,10 @@ PHASES = {
     "about to beat": Mark.LEASE_RENEWING,
     "after a beat": Mark.LEASE_RENEWED,
 }
+ON_THE_LOOP = {
+    "as a node begins": Mark.NODE_STARTED,
+    **{where: mark for where, mark in PHASES.items() if "beat" not in where},
+}
 OF_A_RUN = {
     "runs": "run_id = %(run)s::uuid",
     "leases": "run_id = %(run)s::uuid",
@@ -82,9 +87,12 @@ class Worker:
         return self._process.pid
 
     def arm(self, mark: Mark) -> None:
-        assert self._process.stdin is not None
-        print(mark.value, file=self._process.stdin, flush=True)
+        self.tell(f"stop {mark.value}")
         self.hears("armed")
+
+    def tell(self, order: str) -> None:
+        assert self._process.stdin is not None
+        print(order, file=self._process.stdin, flush=True)
 
     def hears(self, *words: str) -> None:
         """Wait until the process has said a line with all these words."""
@@ -124,9 +132,23 @@ class Worker:
             raise AssertionError(f"worker {self.pid} did not say it; it said: {said}") from None
 
 
+class Blocked(Worker):
+    """One whose loop alone stands still, where the other stops as a whole."""
+
+    def arm(self, mark: Mark) -> None:
+        self.tell(f"block {mark.value}")
+        self.hears("armed")
+
+    def stands_still(self) -> None:
+        """It has said so; nobody outside can see it."""
+
+    def go_on(self) -> None:
+        self.tell("go on")
+
+
 @contextmanager
-def two_workers(office: Office, folder: Path) -> Iterator[tuple[Worker, Worker]]:
-    workers = Worker(office, folder), Worker(office, folder)
+def two_workers(office: Office, folder: Path, kind: type[Worker]) -> Iterator[tuple[Worker, Worker]]:
+    workers = kind(office, folder), Worker(office, folder)
     try:
         for worker in workers:
             worker.hears("working")
@@ -174,9 +196,9 @@ def the_last_epoch(office: Office, run: Any) -> int:
     return int(found[0])
 
 
-async def tries(office: Office, folder: Path, phases: list[Mark]) -> int:
+async def tries(office: Office, folder: Path, phases: list[Mark], kind: type[Worker] = Worker) -> int:
     done = 0
-    with two_workers(office, folder) as (first, second):
+    with two_workers(office, folder, kind) as (first, second):
         second.stop()
         async with office.open(worker=False) as runtime:
             for mark in phases:
@@ -192,6 +214,11 @@ async def tries(office: Office, folder: Path, phases: list[Mark]) -> int:
 @pytest.mark.timeout(600)
 async def test_worker_that_was_stopped_past_its_lease_and_goes_on_leaves_no_row(office: Office, tmp_path: Path):
     assert await tries(office, tmp_path, list(PHASES.values())) == len(PHASES)
+
+
+@pytest.mark.timeout(600)
+async def test_worker_whose_loop_was_blocked_until_another_had_its_run_leaves_no_row(office: Office, tmp_path: Path):
+    assert await tries(office, tmp_path, list(ON_THE_LOOP.values()), Blocked) == len(ON_THE_LOOP)
 
 
 @pytest.mark.slow
