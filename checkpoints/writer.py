@@ -362,7 +362,7 @@ class CheckpointWriter:
     async def _ask_again(self, pen: Pen, batch: Sequence[Handed], asked: int) -> None:
         """Tell a run that is lost from one whose lease was locked just then."""
         owner = pen.owner
-        question = {"run_id": owner.run_id, "epoch": owner.epoch}
+        question = {"run_id": owner.run_id, "epoch": owner.epoch, "tenant_id": owner.tenant_id}
         try:
             held = await self._line.run(_SQL["ask_again"], question, tenants={owner.tenant_id})
         except psycopg.Error as error:

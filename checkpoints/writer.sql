@@ -22,10 +22,11 @@ select refused, lacking, committed_at
         %(moved_spent_tokens)s, %(moved_spent_cost)s)
 
 -- name: ask_again
--- Is a run that was refused held under this epoch? Waits for whoever has locked its lease, its budget or its head.
+-- Is a run that was refused held under this epoch and for this tenant? Waits for whoever has locked its lease, its
+-- budget or its head.
 select 1
   from leases l
   join budgets b on b.budget_id = l.run_id
   join run_heads h on h.run_id = l.run_id
- where l.run_id = %(run_id)s and l.epoch = %(epoch)s
+ where l.run_id = %(run_id)s and l.epoch = %(epoch)s and l.tenant_id = %(tenant_id)s
    for key share of l for no key update of b for no key update of h

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, LiteralString
 
 import psycopg
@@ -14,9 +15,11 @@ from fix_proxy import Proxy
 from holdfast.checkpoints.arrays import NULL, text_field
 from holdfast.checkpoints.database import Database, StoreTerms
 from holdfast.checkpoints.line import Line
-from holdfast.checkpoints.rows import Rows
+from holdfast.checkpoints.records import Records, event_row
+from holdfast.checkpoints.rows import NO_ROWS, Rows
 from holdfast.checkpoints.writer import CheckpointWriter, Pen, WriterTerms
 from holdfast.contracts.errors import ConfigurationError, InvalidRequest, LeaseLost, StoreUnavailable
+from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.patience import patient
 
 POISON = '"\\ud800"'
@@ -124,6 +127,33 @@ async def test_owner_whose_run_was_taken_over_is_refused_and_its_neighbours_are_
     assert await house.scalar("select tenant_id from checkpoints where thread_id = 'b'") == "bolt"
     with pytest.raises(LeaseLost):
         await writer.write(stale, checkpoint("s", 3))
+
+
+async def test_what_is_handed_in_for_another_tenant_than_its_runs_is_refused_though_the_line_works_for_both(
+    house: House,
+) -> None:
+    acme, bolt = await pen(house), await pen(house, "bolt")
+    writer = house.database.writer
+    await asyncio.gather(writer.write(acme, checkpoint("a", 1)), writer.write(bolt, checkpoint("b", 1)))
+    forged = Pen(replace(bolt.owner, tenant_id=acme.owner.tenant_id))
+    event = Records(events=[event_row(EventDraft(kind=EventKind.NODE_COMPLETED), 1)])
+    for handed in ((checkpoint("c", 1),), (NO_ROWS, event)):
+        said = await outcomes(writer.write(acme, checkpoint("a", 2)), writer.write(forged, *handed))
+        assert said == [None, LeaseLost]
+        forged.trouble = None
+    assert await stored(house, "c") == []
+    assert await house.kinds(bolt.owner.run_id, "bolt") == ["run.admitted", "run.claimed"]
+    await writer.write(bolt, checkpoint("b", 2))
+    assert await stored(house, "b") == ["0001", "0002"]
+
+
+async def test_checkpoint_on_another_tenants_thread_leaves_what_is_there(house: House) -> None:
+    acme, bolt = await pen(house), await pen(house, "bolt")
+    writer = house.database.writer
+    await writer.write(bolt, checkpoint("b", 1, '"of bolt"'))
+    assert await outcomes(writer.write(acme, checkpoint("b", 1, '"of acme"'))) != [None]
+    found = await house.row("select tenant_id, checkpoint from checkpoints where thread_id = 'b'")
+    assert found == {"tenant_id": "bolt", "checkpoint": {"value": "of bolt"}}
 
 
 async def test_new_owner_writes_what_the_stale_one_may_not_in_the_same_batch(house: House) -> None:
