@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
+from struct import error as StructError  # noqa: N812
 from typing import Any
 from uuid import UUID
 
@@ -84,8 +85,13 @@ def integer_field(value: int) -> bytes:
 
 @lru_cache(maxsize=4096)
 def bigint_field(value: int | None) -> bytes:
-    """One element of a `bigint[]`."""
-    return NULL if value is None else _BIGINT.pack(8, value)
+    """One element of a `bigint[]`. Raises `InvalidRequest` for a number that is too large for it."""
+    if value is None:
+        return NULL
+    try:
+        return _BIGINT.pack(8, value)
+    except StructError as error:
+        raise InvalidRequest(f"{value} is too large a number to be stored") from error
 
 
 def boolean_field(value: bool) -> bytes:
@@ -93,9 +99,9 @@ def boolean_field(value: bool) -> bytes:
     return bytes_field(b"\x01" if value else b"\x00")
 
 
-def text(value: str) -> Encoded:
-    """A `text`."""
-    return Encoded(value.encode())
+def boolean(value: bool) -> Encoded:
+    """A `boolean`."""
+    return Encoded(b"\x01" if value else b"\x00")
 
 
 def array(element: int, fields: Sequence[bytes]) -> Encoded:

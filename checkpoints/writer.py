@@ -6,11 +6,11 @@ the lease of every run in it, and writes all rows if every lease still has the e
 is answered after the commit.
 
 What goes wrong stays with whom it concerns. A flush that cannot be written as it is writes nothing and names who is in
-its way; the others are flushed again without them. A run that the fence refused is asked about by itself: its lease may
-have been locked just then, and only one that has another epoch is lost. A row that Postgres will not have is found by
-splitting the batch, never a run's rows from each other before others are out of the way, and always in order. After
-one refusal or failure nothing of that run and epoch is written any more. A call that cannot be opened or closed in the
-company of others is no failure: whoever asked is told, and looks at it alone.
+its way; the others are flushed again without them. A run that the fence refused is flushed again by itself, and waits:
+its lease may have been locked just then, and only one that has another epoch is lost. A row that Postgres will not
+have is found by splitting the batch, never a run's rows from each other before others are out of the way, and always in
+order. After one refusal or failure nothing of that run and epoch is written any more. A call that cannot be opened or
+closed in the company of others is no failure: whoever asked is told, and looks at it alone.
 """
 
 import asyncio
@@ -18,13 +18,25 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from weakref import WeakValueDictionary
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 
-from holdfast.checkpoints.arrays import BIGINT, TEXT, UUIDS, Encoded, array, bigint_field, text, text_field, uuid_field
+from holdfast.checkpoints.arrays import (
+    BIGINT,
+    TEXT,
+    UUIDS,
+    Encoded,
+    array,
+    bigint_field,
+    boolean,
+    bytes_field,
+    text_field,
+    uuid_field,
+)
 from holdfast.checkpoints.fence import lost
 from holdfast.checkpoints.giving_up import NO_TIME_LEFT, Waiting, in_time
 from holdfast.checkpoints.line import Line
@@ -36,14 +48,12 @@ from holdfast.checkpoints.rows import NO_ROWS, Rows, row_columns
 from holdfast.checkpoints.shift import Shift
 from holdfast.checkpoints.translation import translate
 from holdfast.contracts.classification import translated
-from holdfast.contracts.errors import ConfigurationError, HoldfastError, StoreUnavailable
+from holdfast.contracts.errors import ConfigurationError, HoldfastError, InvalidRequest, StoreUnavailable
 from holdfast.contracts.ids import BudgetId, RunId
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "writer.sql")
-_MOST_ASKED = 5
-"""A lease that is locked so many times in a row counts as out of reach."""
 _MOST_LADEN = 4096
 _LINGER_SECONDS = 0.05
 """So long something that nobody waits for may wait for company."""
@@ -68,13 +78,15 @@ class WriterTerms:
 class Handed:
     """What somebody has handed in to be written as one."""
 
-    __slots__ = ("done", "pen", "records", "rows")
+    __slots__ = ("done", "number", "pen", "records", "rows")
 
     def __init__(self, pen: Pen, rows: Rows, records: Records, done: asyncio.Future[datetime | None] | None) -> None:
         self.pen = pen
         self.rows = rows
         self.records = records
         self.done = done
+        self.number = 0
+        """Greater than those of all that was handed in before."""
         pen.pending += 1
 
     @property
@@ -144,7 +156,7 @@ class CheckpointWriter:
         self._outside = 0
         self._less = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._flushes = count(1)
+        self._numbers = count(1)
         self._closed = False
 
     @property
@@ -249,6 +261,7 @@ class CheckpointWriter:
         return pen
 
     def _queue_up(self, write: "Handed") -> None:
+        write.number = next(self._numbers)
         self._queue.append(write)
         self._queued_bytes += write.size
 
@@ -295,85 +308,95 @@ class CheckpointWriter:
         self._last = taken
         return batch
 
-    async def _commit(self, batch: Iterable[Handed], *, asked: int = 0) -> None:
-        """Write and answer all of `batch`, whatever it takes."""
+    async def _commit(self, batch: Iterable[Handed], *, waiting: bool = False) -> None:
+        """Write and answer all of `batch`, whatever it takes. `waiting`, for one run's writes: wait for those who have
+        locked what it needs."""
         wanted = [write for write in batch if not _stopped(write)]
         if not wanted:
             return
         try:
-            flushed = await self._flush(wanted)
-        except psycopg.Error as error:
-            await self._without_the_culprit(wanted, error, asked)
+            flushed = await self._flush(wanted, waiting=waiting)
+        except (psycopg.Error, InvalidRequest) as error:
+            await self._without_the_culprit(wanted, error, waiting=waiting)
             return
         if flushed.committed_at is None:
-            await self._without_those_in_the_way(wanted, flushed, asked)
+            await self._without_those_in_the_way(wanted, flushed, waited=waiting)
             return
         await reach(Mark.FLUSH_COMMITTED)
         for write in wanted:
             write.succeed(flushed.committed_at)
 
-    async def _flush(self, batch: Sequence[Handed]) -> _Flushed:
+    async def _flush(self, batch: Sequence[Handed], *, waiting: bool) -> _Flushed:
         """Write all of it, or nothing of it."""
-        pens = list(dict.fromkeys(write.pen for write in batch))
-        slots = {pen: slot for slot, pen in enumerate(pens, 1)}
+        last = {write.pen: write.number for write in batch}
+        slots = {pen: slot for slot, pen in enumerate(last, 1)}
         slotted = [(slots[write.pen], write) for write in batch]
         rows = [(slot, write.rows) for slot, write in slotted]
         parameters: dict[str, Encoded] = {
-            "flush": text(self._name()),
-            "runs": array(UUIDS, [uuid_field(pen.owner.run_id) for pen in pens]),
-            "epochs": array(BIGINT, [bigint_field(pen.owner.epoch) for pen in pens]),
-            "of_tenants": array(TEXT, [text_field(pen.owner.tenant_id) for pen in pens]),
+            "flushes": array(TEXT, [bytes_field(self._name(pen, number)) for pen, number in last.items()]),
+            "waits": boolean(waiting),
+            "runs": array(UUIDS, [uuid_field(pen.owner.run_id) for pen in last]),
+            "epochs": array(BIGINT, [bigint_field(pen.owner.epoch) for pen in last]),
+            "of_tenants": array(TEXT, [text_field(pen.owner.tenant_id) for pen in last]),
             **row_columns(rows),
             **record_columns((slot, write.records) for slot, write in slotted),
             **_moved(batch),
         }
-        tenants = {pen.owner.tenant_id for pen in pens}
+        tenants = {pen.owner.tenant_id for pen in last}
         [told] = await self._line.run(_SQL["flush"], parameters, tenants=tenants)
+        pens = list(last)
         return _Flushed(
             committed_at=told["committed_at"],
             refused={pens[slot - 1] for slot in told["refused"] or ()},
             lacking={str(budget) for budget in told["lacking"] or ()},
         )
 
-    def _name(self) -> str:
-        """What tells a flush from every other of the same runs, and from none that it repeats."""
-        return f"{id(self):x}.{asyncio.get_running_loop().time():.6f}.{next(self._flushes)}"
+    @cached_property
+    def _own_name(self) -> str:
+        """What tells it from every other writer that writes under the same epoch."""
+        return f"{id(self):x}.{asyncio.get_running_loop().time():.6f}"
 
-    async def _without_those_in_the_way(self, batch: Sequence[Handed], flushed: _Flushed, asked: int) -> None:
+    def _name(self, pen: Pen, number: int) -> bytes:
+        """What a run's head names: by it, a flush that comes again is known, and also a part of it. A later one of the
+        same run has a greater number, and as many digits."""
+        return f"{self._own_name}.{pen.owner.epoch}.{number:016x}".encode()
+
+    async def _without_those_in_the_way(self, batch: Sequence[Handed], flushed: _Flushed, *, waited: bool) -> None:
         touching = [write for write in batch if write.touches(flushed.lacking)]
-        apart = {write for write in touching if write.calls_alone}
-        waiting = flushed.refused | {write.pen for write in touching if write not in apart}
-        for write in apart:
+        # First what would take from a budget: it may be all that the rest was in want of.
+        alone = {write for write in touching if write.records.opens}
+        apart = set(flushed.refused)
+        if not alone:
+            alone = {write for write in touching if write.calls_alone}
+            apart |= {write.pen for write in touching if write not in alone}
+        for write in alone:
             write.hand_back()
-        left = [write for write in batch if write not in apart]
-        await self._commit([write for write in left if write.pen not in waiting])
-        for pen in waiting:
-            await self._ask_again(pen, [write for write in left if write.pen is pen], asked)
-
-    async def _without_the_culprit(self, batch: Sequence[Handed], error: psycopg.Error, asked: int) -> None:
-        if not self._line.lost and len(batch) == 1 and batch[0].calls_alone:
-            batch[0].hand_back()
-        elif self._line.lost or len(batch) == 1:
-            self._stop(batch, translate(error))
-        else:
-            for part in _halves(batch):
-                await self._commit(part, asked=asked)
-
-    async def _ask_again(self, pen: Pen, batch: Sequence[Handed], asked: int) -> None:
-        """Tell a run that is lost from one whose lease was locked just then."""
-        owner = pen.owner
-        question = {"run_id": owner.run_id, "epoch": owner.epoch, "tenant_id": owner.tenant_id}
-        try:
-            held = await self._line.run(_SQL["ask_again"], question, tenants={owner.tenant_id})
-        except psycopg.Error as error:
-            self._stop(batch, translate(error))
+        left = [write for write in batch if write not in alone]
+        if waited:
+            await self._after_waiting(left, held=bool(alone))
             return
-        if not held:
-            self._stop(batch, lost(owner))
-        elif asked < _MOST_ASKED:
-            await self._commit(batch, asked=asked + 1)
+        await self._commit(write for write in left if write.pen not in apart)
+        for pen in dict.fromkeys(write.pen for write in left if write.pen in apart):
+            await self._commit((write for write in left if write.pen is pen), waiting=True)
+
+    async def _after_waiting(self, batch: Sequence[Handed], *, held: bool) -> None:
+        if held:
+            await self._commit(batch, waiting=True)
         else:
-            self._stop(batch, StoreUnavailable(f"the lease of run {owner.run_id} was locked each time it was needed"))
+            self._stop(batch, lost(batch[0].pen.owner))
+
+    async def _without_the_culprit(
+        self, batch: Sequence[Handed], error: psycopg.Error | InvalidRequest, *, waiting: bool
+    ) -> None:
+        if self._line.lost or (waiting and isinstance(error, LockNotAvailable)):
+            self._stop(batch, _told(error))
+        elif len(batch) > 1:
+            for part in _halves(batch):
+                await self._commit(part, waiting=waiting)
+        elif batch[0].calls_alone:
+            batch[0].hand_back()
+        else:
+            self._stop(batch, _told(error))
 
     def _give_up(self, write: Handed) -> None:
         self._stop([write], StoreUnavailable(f"Postgres did not commit in time: {NO_TIME_LEFT}"))
@@ -391,6 +414,10 @@ def _moved(batch: Sequence[Handed]) -> Mapping[str, Encoded]:
     moves = [(write.pen.owner.tenant_id, move) for write in batch for move in write.records.moves]
     stepping = {write.pen.owner for write in batch if write.records.steps}
     return move_columns(moves, [(owner.tenant_id, BudgetId(owner.run_id)) for owner in stepping])
+
+
+def _told(error: psycopg.Error | InvalidRequest) -> HoldfastError:
+    return error if isinstance(error, HoldfastError) else translate(error)
 
 
 def _stopped(write: Handed) -> bool:

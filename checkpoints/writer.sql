@@ -3,7 +3,7 @@
 -- who is in the way.
 select refused, lacking, committed_at
   from flush_v1(
-        %(flush)s, %(runs)s, %(epochs)s, %(of_tenants)s, %(blob_slot)s, %(blob_thread)s, %(blob_namespace)s,
+        %(flushes)s, %(waits)s, %(runs)s, %(epochs)s, %(of_tenants)s, %(blob_slot)s, %(blob_thread)s, %(blob_namespace)s,
         %(blob_channel)s, %(blob_version)s, %(blob_type)s, %(blob_blob)s, %(put_slot)s, %(put_thread)s,
         %(put_namespace)s, %(put_id)s, %(put_parent)s, %(put_checkpoint)s, %(put_metadata)s, %(add_slot)s,
         %(add_thread)s, %(add_namespace)s, %(add_checkpoint)s, %(add_task)s, %(add_idx)s, %(add_path)s,
@@ -20,13 +20,3 @@ select refused, lacking, committed_at
         %(moved_asked_tokens)s, %(moved_asked_cost)s, %(moved_held_model_calls)s, %(moved_held_tool_calls)s,
         %(moved_held_tokens)s, %(moved_held_cost)s, %(moved_spent_model_calls)s, %(moved_spent_tool_calls)s,
         %(moved_spent_tokens)s, %(moved_spent_cost)s)
-
--- name: ask_again
--- Is a run that was refused held under this epoch and for this tenant? Waits for whoever has locked its lease, its
--- budget or its head.
-select 1
-  from leases l
-  join budgets b on b.budget_id = l.run_id
-  join run_heads h on h.run_id = l.run_id
- where l.run_id = %(run_id)s and l.epoch = %(epoch)s and l.tenant_id = %(tenant_id)s
-   for key share of l for no key update of b for no key update of h

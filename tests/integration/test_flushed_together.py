@@ -2,7 +2,11 @@
 
 import asyncio
 import operator
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
 from functools import partial
+from inspect import isawaitable
 from typing import Annotated, Any, LiteralString
 
 import psycopg
@@ -13,16 +17,17 @@ from governing import Desk, raising
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
-from scenes import INTENDED, ONE_TOOL_CALL, RETURNED, Scene, intent, outcome, question
+from scenes import FAILED, INTENDED, ONE_TOOL_CALL, RETURNED, UNLIMITED, Scene, intent, outcome, question
 from stores import postgres_store
 from typing_extensions import TypedDict
 
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.saver import saver_for
-from holdfast.contracts.calls import Fresh, Recorded
-from holdfast.contracts.errors import BudgetExceeded
+from holdfast.contracts.calls import Fresh, OutcomeStatus, Recorded
+from holdfast.contracts.errors import BudgetExceeded, ErrorType, InvalidRequest
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import Limits, Usage
+from holdfast.contracts.runs import Owner
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
 from holdfast.nodes.context import RunContext
@@ -41,6 +46,12 @@ def scene(database: Database) -> Scene:
 @pytest.fixture
 def desk(database: Database) -> Desk:
     return Desk(store=postgres_store(database), saver_of=partial(saver_for, database))
+
+
+async def until(holds: Callable[[], Any]) -> None:
+    async with asyncio.timeout(20):
+        while not (await found if isawaitable(found := holds()) else found):  # noqa: ASYNC110  # somebody else's state
+            await asyncio.sleep(0.005)
 
 
 async def rows(urls: DatabaseUrls, query: LiteralString, *values: object) -> list[tuple[Any, ...]]:
@@ -202,6 +213,155 @@ async def test_answers_that_never_came_are_asked_for_again_and_nothing_is_writte
         assert kinds == ["tool.refused", "tool.intended", "tool.returned", "tool.refused"]
         state = await scene.budget(owner)
         assert (state.spent, state.reserved) == (ONE_TOOL_CALL, Usage())
+    await assert_invariants(database)
+
+
+def told(name: str) -> list[EventDraft]:
+    return [EventDraft(kind=EventKind.TOOL_REFUSED, node=name)]
+
+
+async def nodes(scene: Scene, owner: Owner) -> list[str | None]:
+    return [each.node for each in await scene.store.events.read(owner.tenant_id, owner.run_id) if each.node]
+
+
+async def test_a_flush_that_is_sent_again_without_a_run_that_is_in_the_way_now_is_known(
+    proxy: Proxy, database_urls: DatabaseUrls, database: Database
+):
+    """All of it was committed, and nobody heard so; before it is sent again, somebody locks one of its runs."""
+    async with Database(proxy.url) as far:
+        scene = Scene(postgres_store(far))
+        locked, free, last = [await scene.running() for _ in range(3)]
+        proxy.lose_answer(b"locked")
+        writing = [
+            asyncio.create_task(scene.store.events.append(owner, told(name)))
+            for owner, name in ((locked, "locked"), (free, "free"), (last, "last"))
+        ]
+        await until(lambda: proxy.answers_lost)
+        async with await psycopg.AsyncConnection.connect(database_urls.admin) as deciding:
+            await deciding.execute("select from run_heads where run_id = %s for update", [locked.run_id])
+            proxy.cut()
+            await writing[1]
+            assert not writing[0].done()
+        await asyncio.gather(*writing)
+        assert [await nodes(scene, owner) for owner in (locked, free, last)] == [["locked"], ["free"], ["last"]]
+    await assert_invariants(database)
+
+
+async def test_a_flush_that_is_sent_again_while_the_first_is_under_way_is_known(
+    proxy: Proxy, database_urls: DatabaseUrls, database: Database
+):
+    """The server has not noticed yet that nobody waits for the first."""
+    async with Database(proxy.url) as far:
+        scene = Scene(postgres_store(far))
+        owners = [await scene.running() for _ in range(2)]
+        waiting = "select from pg_locks where not granted having count(*) = %s"
+        async with await psycopg.AsyncConnection.connect(database_urls.admin) as slow:
+            await slow.execute("lock table events in exclusive mode")
+            writing = [asyncio.create_task(scene.store.events.append(owner, told("once"))) for owner in owners]
+            await until(lambda: rows(database_urls, waiting, 1))
+            proxy.cut()
+            await until(lambda: rows(database_urls, waiting, 2))
+        await asyncio.gather(*writing)
+        assert [await nodes(scene, owner) for owner in owners] == [["once"], ["once"]]
+    await assert_invariants(database)
+
+
+async def test_a_flush_that_arrives_after_what_was_sent_in_its_place_writes_nothing(scene: Scene, database: Database):
+    owners = [await scene.running() for _ in range(2)]
+    line, sent = database.writer._line, []
+    really_run = line.run
+
+    async def run(query: LiteralString, parameters: Any, *, tenants: Any) -> Any:
+        sent.append((query, parameters, tenants))
+        return await really_run(query, parameters, tenants=tenants)
+
+    line.run = run  # type: ignore[method-assign]
+    await asyncio.gather(*(scene.store.events.append(owner, told("first")) for owner in owners))
+    await asyncio.gather(*(scene.store.events.append(owner, told("second")) for owner in owners))
+    for query, parameters, tenants in sent:
+        await really_run(query, parameters, tenants=tenants)
+    assert [await nodes(scene, owner) for owner in owners] == [["first", "second"]] * 2
+    await assert_invariants(database)
+
+
+async def test_a_run_whose_budget_is_taken_by_one_after_another_gets_its_turn(
+    scene: Scene, database: Database, database_urls: DatabaseUrls
+):
+    """Its calls may queue for its budget, each in a transaction of its own, while a task begins."""
+    owner = await scene.running()
+    over = asyncio.Event()
+
+    async def take() -> None:
+        async with await psycopg.AsyncConnection.connect(database_urls.admin) as conn:
+            while not over.is_set():
+                await conn.execute("select from budgets where budget_id = %s for no key update", [owner.run_id])
+                await conn.commit()
+
+    takers = [asyncio.create_task(take()) for _ in range(6)]
+    await until(lambda: rows(database_urls, "select from pg_locks where not granted having count(*) > 3"))
+    for n in range(10):
+        begun = EventDraft(kind=EventKind.NODE_STARTED, node="n", task_id=str(n))
+        await scene.store.runs.begin_step(owner, node="n", task_id=str(n), event=begun)
+    await scene.store.events.append(owner, told("after"))
+    over.set()
+    await asyncio.gather(*takers)
+    assert (await scene.budget(owner)).spent.steps == 10
+    await assert_invariants(database)
+
+
+async def test_an_intent_without_room_leaves_the_outcomes_that_make_room_together(
+    scene: Scene, database: Database, database_urls: DatabaseUrls
+):
+    owner = await scene.running(limits=Limits(max_tool_calls=4))
+    intents = [intent(owner, occurrence=n) for n in range(5)]
+    for each in intents[:4]:
+        await scene.store.journal.open(owner, each, event=INTENDED)
+    unsent = {"status": OutcomeStatus.FAILED, "usage": Usage()}
+    *_, opened = await asyncio.gather(
+        *(scene.store.journal.close(owner, outcome(each.call_id, **unsent), event=FAILED) for each in intents[:4]),
+        scene.store.journal.open(owner, intents[4], event=INTENDED),
+    )
+    assert isinstance(opened, Fresh)
+    [(commits,)] = await rows(database_urls, "select count(distinct xmin::text) from calls where status = 'failed'")
+    assert commits == 1
+    await assert_invariants(database)
+
+
+async def test_sums_that_no_budget_can_hold_concern_their_own_calls(scene: Scene, database: Database):
+    owner, free = await scene.running(limits=UNLIMITED), await scene.running()
+    intents = [intent(owner, occurrence=n) for n in range(10)]
+    for each in intents:
+        await scene.store.journal.open(owner, each, event=INTENDED)
+    most = Usage(cost_usd=Decimal("999999999999.999999"))
+    said = await asyncio.gather(
+        *(scene.store.journal.close(owner, outcome(each.call_id, usage=most), event=RETURNED) for each in intents),
+        scene.store.events.append(free, told("free")),
+        return_exceptions=True,
+    )
+    assert [type(each) for each in said if isinstance(each, Exception)] == [InvalidRequest]
+    assert said[-1] is None
+    await scene.store.events.append(owner, told("still writes"))
+    await assert_invariants(database)
+
+
+@pytest.mark.parametrize("text", ["a NUL: \x00", "half a pair: \ud800"])
+async def test_an_error_that_no_text_of_postgres_can_hold_concerns_its_own_call(
+    scene: Scene, database: Database, text: str
+):
+    owners = [await scene.running() for _ in range(3)]
+    intents = [intent(owner) for owner in owners]
+    for owner, each in zip(owners, intents, strict=True):
+        await scene.store.journal.open(owner, each, event=INTENDED)
+    failed = [
+        outcome(each.call_id, OutcomeStatus.FAILED, error_type=ErrorType.TIMEOUT, error_message=message)
+        for each, message in zip(intents, ("fine", text, "fine"), strict=True)
+    ]
+    said = await asyncio.gather(
+        *(scene.store.journal.close(owner, each, event=FAILED) for owner, each in zip(owners, failed, strict=True)),
+        return_exceptions=True,
+    )
+    assert [isinstance(each, InvalidRequest) for each in said] == [False, True, False]
+    await scene.store.journal.close(owners[1], replace(failed[1], error_message="fine"), event=FAILED)
     await assert_invariants(database)
 
 
