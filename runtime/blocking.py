@@ -8,10 +8,14 @@ from typing import Any
 from anyio.from_thread import BlockingPortal
 
 from holdfast.contracts.approvals import Approval, DecisionType
+from holdfast.contracts.chain import Verification
+from holdfast.contracts.events import Event
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run, RunResult
 from holdfast.contracts.tenancy import Principal
-from holdfast.runtime.runtime import RunHandle, Runtime
+from holdfast.runtime.replay import ReplayReport
+from holdfast.runtime.runtime import RunHandle, RunReport, Runtime
+from holdfast.runtime.travel import HistoryEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,27 @@ class BlockingRuntime:
             limits=limits,
             context=context,
         )
-        return BlockingRun(self._portal.call(start), self._portal)
+        return self._running(self._portal.call(start))
+
+    def run(self, run_id: str, *, tenant: str) -> BlockingRun:
+        """A run that was admitted, by this process or another."""
+        return self._running(self._portal.call(partial(self._runtime.run, run_id, tenant=tenant)))
 
     def runs(self, *, tenant: str, thread: str | None = None) -> Sequence[Run]:
         """The tenant's runs, newest first."""
         return self._portal.call(partial(self._runtime.runs, tenant=tenant, thread=thread))
+
+    def show(self, run_id: str, *, tenant: str) -> RunReport:
+        """A run with its budget, calls, approvals and events; see `Runtime.show`."""
+        return self._portal.call(partial(self._runtime.show, run_id, tenant=tenant))
+
+    def events(self, run_id: str, *, tenant: str, after: int = 0, limit: int = 10_000) -> Sequence[Event]:
+        """The run's events after the number `after`; see `Runtime.events`."""
+        return self._portal.call(partial(self._runtime.events, run_id, tenant=tenant, after=after, limit=limit))
+
+    def verify_events(self, run_id: str, *, tenant: str) -> Verification:
+        """Whether the run's events are those that were written; see `Runtime.verify_events`."""
+        return self._portal.call(partial(self._runtime.verify_events, run_id, tenant=tenant))
 
     def approvals(self, *, tenant: str, thread: str | None = None) -> Sequence[Approval]:
         """What the tenant's people are asked, oldest first."""
@@ -87,3 +107,52 @@ class BlockingRuntime:
     def cancel(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
         """Ask a run to stop; see `Runtime.cancel`."""
         return self._portal.call(partial(self._runtime.cancel, run_id, tenant=tenant, by=by, reason=reason))
+
+    def hold(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
+        """Keep a run from retention; see `Runtime.hold`."""
+        return self._portal.call(partial(self._runtime.hold, run_id, tenant=tenant, by=by, reason=reason))
+
+    def lift(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
+        """End what `hold` began; see `Runtime.lift`."""
+        return self._portal.call(partial(self._runtime.lift, run_id, tenant=tenant, by=by, reason=reason))
+
+    def state(self, thread: str, *, tenant: str, at: str | None = None, by: str | Principal | None = None) -> Any:
+        """The state that a thread has reached, or had at a checkpoint; see `Runtime.state`."""
+        return self._portal.call(partial(self._runtime.state, thread, tenant=tenant, at=at, by=by))
+
+    def history(
+        self, thread: str, *, tenant: str, by: str | Principal, limit: int = 100, before: str | None = None
+    ) -> Sequence[HistoryEntry]:
+        """The checkpoints of a thread, newest first; see `Runtime.history`."""
+        history = partial(self._runtime.history, thread, tenant=tenant, by=by, limit=limit, before=before)
+        return self._portal.call(history)
+
+    def fork(
+        self,
+        source: str,
+        /,
+        *,
+        tenant: str,
+        by: str | Principal,
+        at: str | None = None,
+        thread: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> BlockingRun:
+        """Go on from a checkpoint on a new thread; see `Runtime.fork`."""
+        fork = partial(
+            self._runtime.fork, source, tenant=tenant, by=by, at=at, thread=thread, values=values, limits=limits
+        )
+        return self._running(self._portal.call(fork))
+
+    def resume(self, run_id: str, *, tenant: str, by: str | Principal, limits: Limits | None = None) -> BlockingRun:
+        """Go on where a run failed or was cancelled, as a new run; see `Runtime.resume`."""
+        resume = partial(self._runtime.resume, run_id, tenant=tenant, by=by, limits=limits)
+        return self._running(self._portal.call(resume))
+
+    def replay(self, run_id: str, *, tenant: str, by: str | Principal) -> ReplayReport:
+        """What the graph's code of today does with a run, without touching the world; see `Runtime.replay`."""
+        return self._portal.call(partial(self._runtime.replay, run_id, tenant=tenant, by=by))
+
+    def _running(self, handle: RunHandle) -> BlockingRun:
+        return BlockingRun(handle, self._portal)

@@ -12,8 +12,10 @@ from offices import Office
 from typing_extensions import TypedDict
 from uuid_utils import uuid7
 
-from holdfast import Limits, RunContext, RunStatus, govern, open_blocking_runtime, tool
+from holdfast import Limits, Principal, RunContext, RunStatus, govern, open_blocking_runtime, tool
 from holdfast.contracts.errors import BudgetExceeded, Conflict, InvalidRequest, NotFound, NotGoverned
+from holdfast.runtime.blocking import BlockingRuntime
+from holdfast.runtime.runtime import Runtime
 from holdfast.testing.scripted import scripted_by_message
 
 IN_TIME = 20.0
@@ -96,6 +98,30 @@ async def test_run_id_makes_a_request_the_same_request(office: Office):
             await runtime.start("talk", {"said": "once"}, tenant="acme", run_id="mine")
         assert len(await runtime.runs(tenant="acme")) == 1
         assert (await again.result(IN_TIME)).usage.tool_calls == 1
+
+
+def test_blocking_runtime_can_all_that_the_runtime_can(office: Office):
+    asynchronous_by_nature = {"follow", "verify_all_events", "wait"}  # BlockingRun.result waits
+    for_servers = {"serves", "hand_back", "lost_worker", "register"}
+    can = {name for name in vars(Runtime) if not name.startswith("_")}
+    assert can - asynchronous_by_nature - for_servers == {name for name in vars(BlockingRuntime) if name[0] != "_"}
+    ada = Principal(user_id="ada", tenants=("acme",), roles=("operator", "admin"))
+    with open_blocking_runtime(office.settings()) as runtime:
+        run = runtime.start(talk(), {"said": "a"}, tenant="acme", thread="t")
+        first = run.result(timeout=IN_TIME)
+        assert runtime.run(run.id, tenant="acme").result(timeout=IN_TIME) == first
+        assert runtime.show(run.id, tenant="acme").run.status is RunStatus.COMPLETED
+        assert runtime.state("t", tenant="acme")["log"] == ["seen a"]
+        assert runtime.verify_events(run.id, tenant="acme").ok
+        assert len(runtime.events(run.id, tenant="acme")) == runtime.events(run.id, tenant="acme")[-1].seq
+        assert runtime.replay(run.id, tenant="acme", by=ada).same
+        [newest, *_] = runtime.history("t", tenant="acme", by=ada)
+        fork = runtime.fork("t", tenant="acme", by=ada, at=newest.checkpoint_id, thread="u")
+        assert fork.result(timeout=IN_TIME).status is RunStatus.COMPLETED
+        with pytest.raises(Conflict, match="completed"):
+            runtime.resume(run.id, tenant="acme", by=ada)
+        assert runtime.hold(run.id, tenant="acme", by=ada).legal_hold
+        assert runtime.lift(run.id, tenant="acme", by=ada).legal_hold is None
 
 
 def test_blocking_runtime_starts_decides_and_waits_without_a_loop(office: Office):
