@@ -202,13 +202,13 @@ class ModelGateway:
 
     async def _performed(self, call: ModelCall, call_id: CallId, span: Span) -> ModelResponse:
         """Send the call and write down what came of it, whatever that is."""
-        started = self._clock.monotonic()
+        started, uncounted = self._clock.monotonic(), list[HoldfastError]()
         try:
-            response = await self._answer(call, call_id)
+            response = await self._answer(call, call_id, uncounted)
         except LeaseLost:
             raise  # another worker's call now: it finds the intent, and what became of it is for it to say
         except HoldfastError as error:
-            usage = call.reservation if may_be_paid(error) else Usage(model_calls=1)
+            usage = call.reservation if uncounted or may_be_paid(error) else Usage(model_calls=1)
             await self._failed(call, failed(call_id, _as_outcome(error), usage, latency_ms=self._since(started)))
             raise
         except asyncio.CancelledError:
@@ -216,11 +216,16 @@ class ModelGateway:
             raise
         return await self._returned(call, call_id, response, self._since(started), span)
 
-    async def _answer(self, call: ModelCall, call_id: CallId) -> ModelResponse:
+    async def _answer(self, call: ModelCall, call_id: CallId, uncounted: list[HoldfastError]) -> ModelResponse:
+        """The answer of the first send that has one. A send that may be paid is in `uncounted` until it is written that
+        it counts as spent: where that cannot be written, whoever writes the outcome counts it."""
+
         async def retrying(error: HoldfastError, pause: float) -> None:
             facts = {"error_type": error.error_type, "pause_ms": round(pause * 1000)}
             if may_be_paid(error):
+                uncounted.append(error)
                 await self._resent_or(error, call, call_id, **facts)
+                uncounted.clear()
             else:
                 event = call.event(EventKind.MODEL_RETRIED, call_id=call_id, **facts)
                 await self._events.append(call.scope.owner, [event])

@@ -26,6 +26,7 @@ from holdfast.contracts.errors import (
     NotGoverned,
     PolicyDenied,
     RateLimited,
+    StoreUnavailable,
     TimedOut,
     TransientDependency,
 )
@@ -526,6 +527,34 @@ async def test_a_connection_lost_after_the_send_counts_as_paid_before_it_is_trie
     [record] = await there.calls()
     assert record.sends == 2
     assert (await there.budget()).spent.tokens_used == record.reservation.tokens_used + 24
+
+
+class JournalOutOfReach:
+    """A journal whose database is gone when it is to write that a call is sent again."""
+
+    def __init__(self, journal: Any) -> None:
+        self._journal = journal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def resend(self, *given: Any, **more: Any) -> CallRecord:
+        raise StoreUnavailable("Postgres is not available")
+
+
+async def test_a_connection_lost_after_the_send_counts_as_paid_though_the_second_send_cannot_be_written_down():
+    there = await door(journal=JournalOutOfReach)
+    fake = Fake(raising(ConnectionResetError("gone"), then=GOOD))
+
+    with pytest.raises(StoreUnavailable):
+        await there.gateway.call(there.request(), scope=there.scope, provider=fake)
+
+    assert len(fake.sent) == 1
+    [record] = await there.calls()
+    assert record.status == "failed"
+    state = await there.budget()
+    assert state.spent == record.reservation
+    assert state.reserved == Usage()
 
 
 async def test_a_lost_connection_is_not_tried_again_when_the_budget_has_no_room_for_both():
