@@ -26,8 +26,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: setup ## watch a governed run: agents, budget, an approval, a worker killed in the middle, one refund
 	$(PY) -m holdfast demo
 
-test: setup ## run the tests on an embedded Postgres
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+test: setup ## run the tests on an embedded Postgres, and then the simulation, which wants both cores
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" --ignore tests/simulation
+	$(PY) -m pytest tests/simulation
 
 test-fast: setup ## run the tests that need no database
 	$(PY) -m pytest tests/unit tests/contracts
@@ -39,10 +40,10 @@ sim: setup ## random faults over real processes: SECONDS=60, from SEED= on, SCHE
 	PYTHONPATH=tests $(PY) -m simulation.simulate --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) \
 		$(if $(SCHEDULES),--schedules $(SCHEDULES)) $(if $(KEEP),--keep $(KEEP)) $(if $(MUTANT),--mutant $(MUTANT))
 
-test-sim: setup ## a crash at every mark, random schedules, and defences taken out one at a time: several minutes
-	$(PY) -m pytest tests/simulation -m slow
+test-sim: setup ## the part of the tests that simulates: random schedules, a crash at every mark, each defence missed
+	$(PY) -m pytest tests/simulation
 
-sim-marks: setup ## a crash at every mark of the refund desk and of a fan-out graph
+sim-marks: setup ## a crash at every mark, one at a time, of the refund desk and of a fan-out graph
 	PYTHONPATH=tests $(PY) -m simulation.simulate --marks $(if $(KEEP),--keep $(KEEP))
 
 lint: setup ## check style, floors and spelling
@@ -60,7 +61,7 @@ types: setup ## check the types, strictly
 
 check: lint types test wheel-test ## all that CI runs, in the same order
 
-wheel-test: setup ## run the tests against the built wheel, outside the checkout
+wheel-test: setup ## run what packaging can break against the built wheel, outside the checkout
 	$(PY) tests/wheel.py
 
 upstream: setup ## run LangGraph's own tests on our saver: LANGGRAPH=its checkout, MODE=ours, theirs or governed

@@ -41,11 +41,14 @@ class Action(StrEnum):
     """The database commits the next change that the process asks for, and the answer never arrives."""
     SKEW = "skew"
     """The process's wall clock jumps by so many seconds, ahead or back."""
+    DRIFT = "drift"
+    """From then on the process's clocks, the monotonic ones too, gain or lose so many seconds a minute against the
+    database's."""
     DRAIN = "drain"
     """The worker is told to shut down: it hands over at the next boundary."""
 
 
-TIMED = frozenset({Action.PAUSE, Action.STALL, Action.SKEW})
+TIMED = frozenset({Action.PAUSE, Action.STALL, Action.SKEW, Action.DRIFT})
 """The actions that take a number of seconds."""
 
 LOSABLE = (Mark.MODEL_SENT, Mark.TOOL_SENT)
@@ -53,18 +56,22 @@ LOSABLE = (Mark.MODEL_SENT, Mark.TOOL_SENT)
 
 USUAL = MappingProxyType(
     {
-        Action.CRASH: 26,
-        Action.PAUSE: 26,
-        Action.STALL: 12,
+        Action.CRASH: 25,
+        Action.PAUSE: 25,
+        Action.STALL: 11,
         Action.LOSE: 10,
         Action.CUT: 8,
         Action.UNHEARD: 5,
         Action.DRAIN: 5,
-        Action.SKEW: 4,
+        Action.SKEW: 3,
+        Action.DRIFT: 4,
         Action.RESTART: 4,
     }
 )
 """How often each action is drawn, in a hundred."""
+
+MOST_DRIFT = 6
+"""Seconds a minute: a tenth, half of what the margin of a lease bears."""
 
 _FAULT = re.compile(r"([a-z.]+)#(\d+)=([a-z]+)(?::(-?\d+(?:\.\d+)?))?")
 
@@ -134,6 +141,8 @@ def _drawn(
             return Fault(mark, hit, action, round(dice.uniform(*seconds), 1))
         case Action.SKEW:
             return Fault(mark, hit, action, round(dice.choice((-1, 1)) * dice.uniform(1, 86_400), 1))
+        case Action.DRIFT:
+            return Fault(mark, hit, action, round(dice.choice((-1, 1)) * dice.uniform(1, MOST_DRIFT), 1))
         case _:
             return Fault(mark, hit, action)
 

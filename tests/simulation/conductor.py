@@ -18,20 +18,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psycopg
 import uuid_utils
 from fix_proxy import Proxy
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 from simulation.checks import violations
 from simulation.nursery import PERSON, TENANTS, settings
-from simulation.worlds import GRAPHS, KINDS, World
+from simulation.schedules import Job, Schedule
+from simulation.servers import MIGRATED, Server, Servers
+from simulation.worlds import GRAPHS, LEASE_SECONDS, World
 
-from holdfast import Limits, open_runtime
-from holdfast.checkpoints import cluster
+from holdfast import open_runtime
+from holdfast.checkpoints import embedded
 from holdfast.checkpoints.database import Database
-from holdfast.checkpoints.embedded import EmbeddedServer
-from holdfast.checkpoints.migrating import upgrade
 from holdfast.contracts.approvals import Approval, ApprovalKind
 from holdfast.contracts.errors import Conflict, NotFound, StoreUnavailable
 from holdfast.contracts.marks import Mark
@@ -40,121 +37,17 @@ from holdfast.runtime.runtime import RunHandle, Runtime
 from holdfast.testing.faults import Action, Fault, Plan
 
 HERE = Path(__file__).parent
-LEASE_SECONDS = 2.0
 PATIENCE_SECONDS = 180.0
 """Runs that have not come to rest by then never will."""
+PATIENCE_WITHOUT_A_DEFENCE_SECONDS = 30.0
+"""Then it is no news that something hangs, and what is looked for has happened."""
 _NO_FAULTS = Plan()
 _ORDINARY_ENDS = (0, -signal.SIGKILL)
 _LOOK_SECONDS = 0.15
 _QUIET_SECONDS = 45.0  # a drain, a node's clean-up and an unfinished flush are each waited for
+_QUIET_WITHOUT_A_DEFENCE_SECONDS = 8.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a schedule."""
-
-    graph: str
-    tenant: str
-    kinds: tuple[str, ...] = ()
-    """Of an errands run: its branches."""
-    limits: Limits = field(default_factory=lambda: Limits(deadline_seconds=120))
-    sample: str = ""
-    """Of a refund desk run: the e-mail."""
-    may_fail: bool = False
-    """Whether its budget is too small for it."""
-    cancelled_after: float | None = None
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Everything that is decided before anything happens."""
-
-    seed: int
-    """It also rolls the dice of who decides. 0: this schedule was not drawn."""
-    plans: tuple[Plan, ...]
-    """Of the first workers, one each; those that come after them meet no faults."""
-    jobs: tuple[Job, ...]
-    quarrel: bool = False
-    """Whether two people decide at once."""
-    desk: Plan | None = None
-    """Of a process that starts the runs and decides, in the conductor's place."""
-
-    def __str__(self) -> str:
-        jobs = ", ".join(f"{job.graph}({'+'.join(job.kinds) or job.sample})" for job in self.jobs)
-        plans = " | ".join(str(plan) or "-" for plan in self.plans)
-        desk = "" if self.desk is None else f"; desk: {self.desk}"
-        return f"seed {self.seed}: {jobs}; workers: {plans}{desk}"
-
-    @property
-    def faults(self) -> list[Fault]:
-        """All that may go wrong."""
-        return [fault for plan in (*self.plans, self.desk or Plan()) for fault in plan.faults]
-
-
-AT_THE_DESK = (Mark.RUN_ADMITTED, Mark.APPROVAL_DECIDED)
-"""The marks that whoever starts runs and decides comes to."""
-AT_THE_DESK_ACTIONS = {Action.CRASH: 6, Action.CUT: 2, Action.RESTART: 1, Action.PAUSE: 1}
-AT_WORK = (
-    *(mark for mark in Mark if mark not in AT_THE_DESK),
-    *(Mark.INTENT_RECORDED, Mark.TOOL_SENDING, Mark.TOOL_SENT, Mark.TOOL_ANSWERED, Mark.OUTCOME_RECORDED) * 3,
-    *(Mark.CHECKPOINT_COMMITTING, Mark.WRITES_COMMITTING, Mark.OUTCOME_RECORDING, Mark.NODE_STARTING) * 2,
-)
-"""The marks that a worker comes to; those around a send and before a write more than once, to be drawn oftener."""
-
-
-def drawn(seed: int) -> Schedule:
-    """The schedule of a seed."""
-    dice = random.Random(seed)
-    jobs = tuple(_job(dice) for _ in range(dice.choice((1, 2, 2, 3))))
-    seconds = (0.5 * LEASE_SECONDS, 3 * LEASE_SECONDS)
-    plans = tuple(Plan.drawn(dice, most=4, marks=AT_WORK, seconds=seconds) for _ in range(2))
-    desk = None
-    if dice.random() < 0.15:
-        desk = Plan.drawn(dice, most=2, marks=AT_THE_DESK, actions=AT_THE_DESK_ACTIONS, seconds=seconds)
-    return Schedule(seed, plans, jobs, quarrel=dice.random() < 0.3, desk=desk)
-
-
-_BEFORE: dict[Mark, str] = {
-    Mark.RESEND_RECORDED: "model.sent#1=lose",
-    Mark.RECONCILE_ASKING: "tool.sent#1=lose",
-    Mark.RECONCILE_ANSWERED: "tool.sent#1=lose",
-    Mark.DRAIN_BEGUN: "node.started#1=drain",
-    Mark.RUN_RELEASING: "node.started#1=drain",
-    Mark.RUN_RELEASED: "node.started#1=drain",
-    Mark.LEASE_RENEWING: "node.started#1=stall:1.5",
-    Mark.LEASE_RENEWED: "node.started#1=stall:1.5",
-}
-"""What has to happen first, so that a mark is come to."""
-_LOOKS_UP = (Mark.RECONCILE_ASKING, Mark.RECONCILE_ANSWERED)
-NOT_OF_REFUNDS = (*_LOOKS_UP,)
-"""The refund desk's one effect honours its key, so nobody is asked what became of it."""
-WHOLE_HOUSE = (Job("errands", "acme", KINDS), Job("refunds", "bolt", sample="large"))
-
-
-def crash_at(mark: Mark, jobs: tuple[Job, ...] = WHOLE_HOUSE) -> Schedule:
-    """The schedule in which every process of the first generation dies where it first comes to `mark`."""
-    plan = Plan.read(f"{_BEFORE.get(mark, '')} {mark}#1=crash")
-    if mark in _LOOKS_UP:
-        jobs = (Job("errands", "acme", ("looked_up",) * 3),)
-    if mark in AT_THE_DESK:
-        return Schedule(0, (_NO_FAULTS, _NO_FAULTS), jobs, desk=plan)
-    return Schedule(0, (plan, plan), jobs)
-
-
-def _job(dice: random.Random) -> Job:
-    tenant = dice.choice(TENANTS)
-    match dice.choices(("errands", "refunds", "rush", "cancelled"), (60, 20, 12, 8))[0]:
-        case "errands":
-            return Job("errands", tenant, tuple(dice.choices(KINDS, k=dice.randint(1, 4))))
-        case "refunds":
-            return Job("refunds", tenant, sample=dice.choice(("large", "small", "denied")))
-        case "rush":
-            limits = Limits(deadline_seconds=120, max_tool_calls=2)
-            return Job("errands", tenant, ("keyed",) * 4 + ("blind",) * 2, limits, may_fail=True)
-        case _:
-            return Job("errands", tenant, tuple(dice.choices(KINDS, k=2)), cancelled_after=dice.uniform(0.2, 3))
 
 
 @dataclass
@@ -170,64 +63,70 @@ class Result:
 
 
 class Stage:
-    """A Postgres, a nursery, and room for several schedules at a time."""
+    """A Postgres, a nursery, and room for so many schedules at a time."""
 
-    def __init__(self, *, mutant: str | None = None, keep: Path | None = None) -> None:
-        self._mutant = mutant
+    def __init__(self, *, at_once: int, keep: Path | None = None) -> None:
+        """`keep` is where the folders of schedules stay that went wrong."""
+        self._room = asyncio.Semaphore(at_once)
         self._keep = keep
-        self._server = EmbeddedServer(temporary=True)
         self._numbers = count(1)
         self._births = count(1)
         self._born: dict[int, asyncio.Future[int]] = {}
         self._dead: dict[int, asyncio.Future[int]] = {}
-        self._turns = _Turns()
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Stage"]:
         async with AsyncExitStack() as stack:
-            cluster.SETTINGS["max_connections"] = "600"  # of dozens of processes, each with its pools
-            await asyncio.to_thread(self._server.start)
-            stack.callback(self._stop)
-            await asyncio.to_thread(self._furnish)
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-sim-")))
-            await stack.enter_async_context(self._nursed())
+            where = embedded._place_of_temporary()  # worlds and copies of clusters are many small files
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-sim-", dir=where)))
+            self._folder.chmod(0o711)
+            self._servers = Servers(self._folder)
+            self._shared, _ = await asyncio.gather(
+                asyncio.to_thread(stack.enter_context, self._servers.opened()),
+                stack.enter_async_context(self._nursed()),
+            )
             yield self
 
     async def perform(self, schedule: Schedule) -> Result:
-        """Conduct one schedule. A restart of the database is nobody else's affair: such a one has the stage alone."""
-        alone = any(fault.action is Action.RESTART for fault in schedule.faults)
-        async with self._turns.taken(alone=alone):
-            return await self._performed(schedule)
+        """Conduct one schedule, once there is room for it."""
+        async with self._room:
+            started = time.monotonic()
+            name = f"sim_{next(self._numbers)}"
+            folder = self._folder / name
+            folder.mkdir()
+            async with self._database(schedule, name) as (server, database):
+                result = await _Performance(self, server, schedule, folder, database).run()
+            if result.violations and self._keep is not None:
+                kept = self._keep / f"seed-{schedule.seed}"
+                shutil.copytree(folder, kept, dirs_exist_ok=True, ignore=lambda *_: {"line"})
+            shutil.rmtree(folder, ignore_errors=True)
+            result.seconds = time.monotonic() - started
+            return result
 
-    async def _performed(self, schedule: Schedule) -> Result:
-        started = time.monotonic()
-        number = next(self._numbers)
-        folder = self._folder / str(number)
-        folder.mkdir()
-        name = f"sim_{number}"
-        await asyncio.to_thread(self._execute, sql.SQL("create database {} template sim"), name)
-        performance = _Performance(self, schedule, folder, name)
+    @asynccontextmanager
+    async def _database(self, schedule: Schedule, name: str) -> AsyncIterator[tuple[Server, str]]:
+        """A database of the schedule's own; with a server of its own where it restarts that, which nobody else shall
+        feel."""
+        if schedule.restarts:
+            another = self._servers.another(f"{name}_server")
+            server = await asyncio.to_thread(another.__enter__)
+            try:
+                yield server, MIGRATED
+            finally:
+                await asyncio.to_thread(another.__exit__, None, None, None)
+            return
+        await asyncio.to_thread(self._shared.copy_migrated, name)
         try:
-            result = await performance.run()
+            yield self._shared, name
         finally:
-            await asyncio.to_thread(self._execute, sql.SQL("drop database {} with (force)"), name)
-        if result.violations and self._keep is not None:
-            shutil.copytree(
-                folder, self._keep / f"seed-{schedule.seed}", dirs_exist_ok=True, ignore=lambda *_: {"line"}
-            )
-        shutil.rmtree(folder, ignore_errors=True)
-        result.seconds = time.monotonic() - started
-        return result
-
-    def url(self, database: str) -> str:
-        return make_conninfo(self._server.app_url, dbname=database)
+            await asyncio.to_thread(self._shared.drop, name)
 
     async def born(self, name: str, order: dict[str, Any]) -> int:
         """The process of a new worker."""
         number = next(self._births)
         self._born[number] = asyncio.get_running_loop().create_future()
         assert self._nursery.stdin is not None
-        told = order | {"number": number, "name": name, "mutant": self._mutant}
+        told = order | {"number": number, "name": name}
         self._nursery.stdin.write(json.dumps(told).encode() + b"\n")
         return await self._born[number]
 
@@ -240,49 +139,6 @@ class Stage:
 
     def is_dead(self, pid: int) -> bool:
         return self._dead[pid].done()
-
-    async def cut(self, database: str) -> None:
-        """Terminate every connection to the database."""
-        await asyncio.to_thread(self._cut, database)
-
-    async def restart(self) -> None:
-        """Shut the server down as fast as it goes, and start it again."""
-        await asyncio.to_thread(self._restart)
-
-    def _furnish(self) -> None:
-        # A server for tests acknowledges commits before they are written, to be quick; this one is killed.
-        for role in ("holdfast_app", "holdfast_owner"):
-            self._execute(sql.SQL("alter role {} set synchronous_commit = on"), role)
-        self._execute(sql.SQL("create database {} owner holdfast_owner"), "sim")
-        upgrade(make_conninfo(self._server.owner_url, dbname="sim"))
-
-    def _stop(self) -> None:
-        # A server that was shut down at once may still have children that tidy up while its folder is removed.
-        with contextlib.suppress(FileNotFoundError):
-            self._server.stop()
-
-    def _execute(self, statement: sql.SQL, name: str) -> None:
-        for pause in (0.2, 0.5, 1.0, 2.0, None):
-            try:
-                with psycopg.connect(self._server.admin_url, autocommit=True) as conn:
-                    conn.execute(statement.format(sql.Identifier(name)))
-                return
-            except psycopg.OperationalError:
-                if pause is None:
-                    raise
-                time.sleep(pause)
-
-    def _cut(self, database: str) -> None:
-        with psycopg.connect(self._server.admin_url, autocommit=True) as conn:
-            conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", [database])
-
-    def _restart(self) -> None:
-        [pid_file] = self._server.folder.glob("data*/postmaster.pid")
-        pid = int(pid_file.read_text().split()[0])
-        os.kill(pid, signal.SIGQUIT)  # what "immediate" means
-        while pid_file.exists() and _alive(pid):
-            time.sleep(0.02)
-        self._server._cluster.run()
 
     @asynccontextmanager
     async def _nursed(self) -> AsyncIterator[None]:
@@ -317,41 +173,6 @@ class Stage:
                 self._dead[told["died"]].set_result(told["code"])
 
 
-class _Turns:
-    """Many at a time, or one alone."""
-
-    def __init__(self) -> None:
-        self._door = asyncio.Lock()
-        self._inside = 0
-        self._changed = asyncio.Condition()
-
-    @asynccontextmanager
-    async def taken(self, *, alone: bool) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            async with self._door:
-                if alone:
-                    await self._empty()
-                    await stack.enter_async_context(self._counted())
-                    yield
-                    return
-                await stack.enter_async_context(self._counted())
-            yield
-
-    async def _empty(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._inside == 0)
-
-    @asynccontextmanager
-    async def _counted(self) -> AsyncIterator[None]:
-        self._inside += 1
-        try:
-            yield
-        finally:
-            async with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-
 @dataclass(eq=False)
 class _Worker:
     name: str
@@ -367,9 +188,11 @@ class _Worker:
 class _Performance:
     """One schedule on a stage."""
 
-    def __init__(self, stage: Stage, schedule: Schedule, folder: Path, database: str) -> None:
+    def __init__(self, stage: Stage, server: Server, schedule: Schedule, folder: Path, database: str) -> None:
         self._stage = stage
+        self._server = server
         self._schedule = schedule
+        self._plans = iter(schedule.plans)
         self._folder = folder
         self._database = database
         self._world = World(folder)
@@ -387,16 +210,14 @@ class _Performance:
             path = str(self._folder / "line")
             server = await asyncio.start_unix_server(self._listen, path)
             stack.push_async_callback(_closed, server)
-            terms = settings(self._stage.url(self._database))
+            terms = settings(self._server.url(self._database))
             runtime = await stack.enter_async_context(open_runtime(terms, serve=False))
             stack.push_async_callback(self._end)
             await self._open_desk()
             handles = [await self._started(runtime, number, job) for number, job in enumerate(self._schedule.jobs)]
-            for plan in self._schedule.plans:
-                await self._hire(plan)
             await self._see_through(runtime, handles)
             await self._let_go()
-            async with Database(self._stage.url(self._database)) as database:
+            async with Database(self._server.url(self._database)) as database:
                 found = await violations(database, runtime, self._world, handles, self._schedule.jobs)
             self._result.violations += found
             if self._result.violations:
@@ -456,7 +277,7 @@ class _Performance:
     async def _hire(self, plan: Plan = _NO_FAULTS, *, desk: bool = False) -> "_Worker":
         worker = _Worker(f"{'d' if desk else 'w'}{len(self._workers) + 1}", desk=desk)
         self._workers[worker.name] = worker
-        dsn = self._stage.url(self._database)
+        dsn = self._server.url(self._database)
         if any(fault.action is Action.UNHEARD for fault in plan.faults):
             worker.proxy = self._stack.enter_context(_quiet(Proxy(dsn)))
             dsn = worker.proxy.url
@@ -467,13 +288,15 @@ class _Performance:
             "line": str(self._folder / "line"),
             "lease_seconds": LEASE_SECONDS,
             "desk": desk,
+            "mutant": self._schedule.mutant,
         }
         worker.pid = await self._stage.born(worker.name, order)
         return worker
 
     async def _see_through(self, runtime: Runtime, handles: list[RunHandle]) -> None:
         """Keep workers at work and questions answered until every run has come to its end."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        patience = PATIENCE_SECONDS if self._schedule.mutant is None else PATIENCE_WITHOUT_A_DEFENCE_SECONDS
+        deadline = time.monotonic() + patience
         started = time.monotonic()
         to_cancel = {n: job.cancelled_after for n, job in enumerate(self._schedule.jobs) if job.cancelled_after}
         while True:
@@ -493,7 +316,7 @@ class _Performance:
                         await _patiently(lambda n=number: handles[n].cancel(by=PERSON.user_id, reason="no more"))
             await self._decide(runtime)
             while len([w for w in self._workers.values() if self._works(w)]) < 2:
-                await self._hire()
+                await self._hire(next(self._plans, _NO_FAULTS))
             self._look_at_the_dead()
             await asyncio.sleep(_LOOK_SECONDS)
 
@@ -548,13 +371,14 @@ class _Performance:
         for worker in self._workers.values():
             self._dismiss(worker)
         living = [worker.pid for worker in self._workers.values()]
+        quiet = _QUIET_SECONDS if self._schedule.mutant is None else _QUIET_WITHOUT_A_DEFENCE_SECONDS
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_QUIET_SECONDS):
+            async with asyncio.timeout(quiet):
                 for pid in living:
                     await self._stage.dead(pid)
         for worker in self._workers.values():
             if not self._stage.is_dead(worker.pid):
-                self._result.violations.append(f"worker {worker.name} did not shut down in {_QUIET_SECONDS:g} s")
+                self._result.violations.append(f"worker {worker.name} did not shut down in {quiet:g} s")
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.leaving = True
@@ -611,9 +435,9 @@ class _Performance:
     async def _carry_out(self, worker: _Worker, fault: Fault) -> None:
         match fault.action:
             case Action.CUT:
-                await self._stage.cut(self._database)
+                await asyncio.to_thread(self._server.cut, self._database)
             case Action.RESTART:
-                await self._stage.restart()
+                await asyncio.to_thread(self._server.restart)
             case Action.UNHEARD:
                 wanted = b"channel_versions" if fault.mark is Mark.CHECKPOINT_COMMITTING else b"COMMIT"
                 await asyncio.to_thread(worker.proxy.lose_answer, wanted, cut=True)
@@ -636,11 +460,3 @@ async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
         except StoreUnavailable:
             await asyncio.sleep(0.25)
     return await ask()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

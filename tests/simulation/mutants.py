@@ -70,7 +70,7 @@ def no_intent() -> None:
 
     async def open_(self: PostgresJournal, owner: Any, intent: CallIntent, *, event: Any) -> Opened:
         found = await self.find(owner.tenant_id, owner.thread_id, intent.identity.key)
-        if found is not None and not counts_as_no_outcome(found):
+        if found is not None and not counts_as_no_outcome(found, for_run=owner.run_id):
             return Unknown(found) if found.status in {"open", "unknown"} else Recorded(found)
         if found is not None:
             return await really_open(self, owner, intent, event=event)

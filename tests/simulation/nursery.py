@@ -13,12 +13,11 @@ import select
 import signal
 import socket
 import sys
-import time
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from simulation import mutants, worlds
+from simulation import clocks, mutants, worlds
 
 from holdfast import Limits, Principal, open_runtime
 from holdfast.contracts.errors import Conflict, StoreUnavailable
@@ -26,7 +25,6 @@ from holdfast.contracts.marks import Mark, bound
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tenancy import Tenant
 from holdfast.gateway.tools import ToolExecutor
-from holdfast.runtime.clock import boot_seconds
 from holdfast.runtime.runtime import Runtime
 from holdfast.server.settings import Settings, load_settings
 from holdfast.testing.faults import Action, Fault, Faults, Plan
@@ -145,7 +143,7 @@ def note_each_look() -> None:
 
     def require_ours(self: Scope) -> None:
         really(self)
-        worlds.looked_at.set(boot_seconds())
+        worlds.looked_at.set(clocks.true_seconds())
 
     Scope.require_ours = require_ours  # type: ignore[method-assign]
 
@@ -192,12 +190,17 @@ class Line:
         self.say({"mark": mark, "hit": hit, "fault": None if fault is None else str(fault)})
 
     async def order(self, fault: Fault) -> None:
-        if fault.action is Action.SKEW:
-            skew(fault.seconds)
-            return
-        if fault.action is Action.DRAIN:
-            self.shut_down.set()
-            return
+        match fault.action:
+            case Action.SKEW:
+                clocks.skew(fault.seconds)
+            case Action.DRIFT:
+                clocks.drift(fault.seconds)
+            case Action.DRAIN:
+                self.shut_down.set()
+            case _:
+                await self._ordered(fault)
+
+    async def _ordered(self, fault: Fault) -> None:
         number = next(self._numbers)
         self._waiting[number] = self._loop.create_future()
         self.say({"order": number, "fault": str(fault)})
@@ -219,15 +222,6 @@ class Line:
                 self.wishes.put_nowait(told)
             else:
                 self.shut_down.set()
-
-
-_real = (time.time, time.time_ns)
-
-
-def skew(seconds: float) -> None:
-    """Let the wall clock of this process be wrong, for everyone in it: LangGraph makes ids from it too."""
-    time.time = lambda: _real[0]() + seconds
-    time.time_ns = lambda: _real[1]() + round(seconds * 1_000_000_000)
 
 
 if __name__ == "__main__":

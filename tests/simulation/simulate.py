@@ -7,21 +7,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from simulation.conductor import NOT_OF_REFUNDS, WHOLE_HOUSE, Result, Schedule, Stage, crash_at, drawn
+from simulation.conductor import Result, Stage
+from simulation.schedules import NOT_OF_REFUNDS, WHOLE_HOUSE, Schedule, crash_at, drawn
 
 from holdfast.contracts.marks import Mark
 
+AT_ONCE = 8
+"""Schedules side by side: mostly they wait, for leases to end and for whoever stands still."""
+
 
 async def performed(
+    stage: Stage,
     schedules: Iterable[Schedule],
     *,
     seconds: float = float("inf"),
-    at_once: int = 4,
-    mutant: str | None = None,
-    keep: Path | None = None,
+    at_once: int = AT_ONCE,
     until: Callable[[Result], bool] | None = None,
 ) -> list[Result]:
     """The results of these schedules; none is begun after `seconds`, nor once one is what `until` waits for.
@@ -32,16 +36,16 @@ async def performed(
         found = until is not None and any(map(until, results))
         return found or time.monotonic() - started >= seconds
 
-    async def perform(stage: Stage) -> None:
+    async def perform() -> None:
         while not over() and (schedule := next(waiting, None)) is not None:
             result = await stage.perform(schedule)
             results.append(result)
             if result.violations:
                 print(told(result), flush=True)
 
-    async with Stage(mutant=mutant, keep=keep).opened() as stage, asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
-            group.create_task(perform(stage))
+            group.create_task(perform())
     return results
 
 
@@ -59,9 +63,11 @@ def at_every_mark() -> list[Schedule]:
 
 def told(result: Result) -> str:
     """A schedule that went wrong, and how to see it again."""
-    lines = [f"VIOLATED {result.schedule}", *(f"  - {each}" for each in result.violations)]
-    if result.schedule.seed:
-        lines.append(f"  again: make sim SEED={result.schedule.seed} SCHEDULES=1")
+    schedule = result.schedule
+    lines = [f"VIOLATED {schedule}", *(f"  - {each}" for each in result.violations)]
+    if schedule.seed:
+        mutant = f" MUTANT={schedule.mutant}" if schedule.mutant else ""
+        lines.append(f"  again: make sim SEED={schedule.seed} SCHEDULES=1{mutant}")
     return "\n".join(lines)
 
 
@@ -85,7 +91,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="the first seed; left out, one that was never used")
     parser.add_argument("--schedules", type=int, default=None, help="perform so many at most")
     parser.add_argument("--marks", action="store_true", help="a crash at every mark of either graph, in place of seeds")
-    parser.add_argument("--at-once", type=int, default=4, help="schedules side by side")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, help="schedules side by side")
     parser.add_argument("--mutant", default=None, help="a defence to take away")
     parser.add_argument(
         "--keep", type=Path, default=None, help="where to keep the folders of schedules that went wrong"
@@ -95,15 +101,16 @@ def main() -> int:
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)  # that connections break is what is wanted
     first = given.seed if given.seed is not None else int(time.time()) % 1_000_000 * 1_000
     schedules = at_every_mark() if given.marks else from_seed(first, given.schedules)
+    schedules = (replace(schedule, mutant=given.mutant) for schedule in schedules)
     seconds = float("inf") if given.marks or given.schedules else given.seconds
+    until = (lambda result: bool(result.violations)) if given.until_violated else None
+
+    async def perform() -> list[Result]:
+        async with Stage(at_once=given.at_once, keep=given.keep).opened() as stage:
+            return await performed(stage, schedules, seconds=seconds, at_once=given.at_once, until=until)
+
     started = time.monotonic()
-    terms = {
-        "at_once": given.at_once,
-        "mutant": given.mutant,
-        "keep": given.keep,
-        "until": (lambda result: bool(result.violations)) if given.until_violated else None,
-    }
-    results = asyncio.run(performed(schedules, seconds=seconds, **terms))
+    results = asyncio.run(perform())
     wrong = [result for result in results if result.violations]
     print(histogram(results))
     rate = len(results) / (time.monotonic() - started) * 60

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Send
+from simulation import clocks
 from typing_extensions import TypedDict
 
 from holdfast import RunContext, Specialist, ToolCall, govern, tool
@@ -24,14 +25,14 @@ from holdfast.contracts.models import ModelRequest
 from holdfast.gateway.scripted import ScriptedReply
 from holdfast.graphs import refund_desk
 from holdfast.graphs.refund_desk import script, store
-from holdfast.runtime.clock import boot_seconds
+from holdfast.runtime.leases import LeaseTerms
 
 TOKENS_IN, TOKENS_OUT = 40, 10
 """What the world bills for each question."""
 MODEL = "scripted:simulation.worlds:answer"
 
-MARGIN_SECONDS = 0.4
-"""Of leases of two seconds: the longest pause that is assumed between the last look at a lease and the send."""
+LEASE_SECONDS = 2.0
+_TERMS = LeaseTerms(LEASE_SECONDS)
 looked_at: ContextVar[float] = ContextVar("looked_at", default=inf)
 """When the call under way has last looked whether its run is still ours."""
 
@@ -60,7 +61,7 @@ class World:
             db.execute("insert into arrivals values (?, ?, ?)", (tool, key, subject))
             known = db.execute("select 1 from effects where tool = ? and key = ?", (tool, key)).fetchone()
             if known is None or not honours_key:
-                late = boot_seconds() - looked_at.get() > MARGIN_SECONDS
+                late = clocks.true_seconds() - looked_at.get() > longest_pause()
                 db.execute("insert into effects values (?, ?, ?, ?)", (tool, key, subject, late))
 
     def done(self, tool: str, key: str) -> dict[str, str] | None:
@@ -103,6 +104,12 @@ class World:
             db.execute("commit")
         finally:
             db.close()
+
+
+def longest_pause() -> float:
+    """What is assumed between the last look at a lease and the send: the margin, less what this process's clock loses
+    while a lease lasts."""
+    return _TERMS.margin_seconds - clocks.seconds_lost(_TERMS.usable_seconds)
 
 
 _here: World | None = None
