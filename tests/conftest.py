@@ -8,6 +8,9 @@ from pathlib import Path
 for _name in [name for name in os.environ if name == "DATABASE_URL" or name.startswith(("HOLDFAST_", "PG"))]:
     if _name != "HOLDFAST_TEST_DSN":
         del os.environ[_name]
+# A process that a test starts would compile all that it imports anew, for a second and more.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["LANGCHAIN_TRACING_V2"] = "false"
 

@@ -1,6 +1,12 @@
-"""Runs the tests against the built wheel: in a fresh environment, outside the checkout, without it on the path.
+"""Runs tests against the built wheel: in a fresh environment, outside the checkout, without it on the path.
 
-Arguments are pytest's: `python tests/wheel.py tests/contracts`.
+A wheel can lack a file, a command or a requirement, or look for something where only a checkout has it. Chosen is what
+comes to every such place: the units and the contracts (every module, the public face, the documents with their
+examples), the migrations and the queries (files of SQL), and the processes that are started by whoever has installed
+it: the commands, the demo with its workers and its own Postgres, Studio, the notebook. What the code does once it is
+there is the same as in the checkout, and all the other tests have shown it there.
+
+Arguments are pytest's, in place of what is chosen: `python tests/wheel.py tests/integration`.
 """
 
 import shutil
@@ -38,6 +44,16 @@ BESIDE_THE_TESTS = (
     "Makefile",
     ".ci",
 )
+CHOSEN = (
+    "tests/unit",
+    "tests/contracts",
+    "tests/integration/test_migrations.py",
+    "tests/integration/test_queries.py",
+    "tests/acceptance/test_cli.py",
+    "tests/acceptance/test_demo.py",
+    "tests/acceptance/test_notebook.py",
+    "tests/acceptance/test_studio.py",
+)
 
 
 def run(*command: str | Path, cwd: Path) -> None:
@@ -60,7 +76,7 @@ def build(into: Path) -> Path:
 
 
 def main() -> None:
-    """Build, install into a new environment, and run the tests there."""
+    """Build, install into a new environment, and run what is chosen there."""
     with tempfile.TemporaryDirectory(prefix="holdfast wheel ") as folder:
         place = Path(folder)
         place.chmod(0o755)  # where root runs this, Postgres runs under another account and must reach its binaries
@@ -76,7 +92,8 @@ def main() -> None:
             source = CHECKOUT / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, work / name)
-        run(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q", "-m", "not slow", *sys.argv[1:], cwd=work)
+        chosen = sys.argv[1:] or CHOSEN
+        run(python, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-q", "-m", "not slow", *chosen, cwd=work)
 
 
 if __name__ == "__main__":
