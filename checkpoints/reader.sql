@@ -9,13 +9,14 @@ select asked.slot, c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_check
           from jsonb_each_text(c.checkpoint -> 'channel_versions') as versions(channel, version)
           join checkpoint_blobs b
             on b.thread_id = c.thread_id and b.checkpoint_ns = c.checkpoint_ns
-           and b.channel = versions.channel and b.version = versions.version) as channel_values,
+           and b.channel = versions.channel and b.version = versions.version
+           and b.tenant_id = asked.tenant_id) as channel_values,
        (select array_agg(array[convert_to(w.task_id, 'UTF8'), convert_to(w.channel, 'UTF8'),
                                convert_to(w.type, 'UTF8'), w.blob, convert_to(w.task_path, 'UTF8'),
                                convert_to(w.idx::text, 'UTF8')])
           from checkpoint_writes w
          where w.thread_id = c.thread_id and w.checkpoint_ns = c.checkpoint_ns
-           and w.checkpoint_id = c.checkpoint_id) as pending_writes
+           and w.checkpoint_id = c.checkpoint_id and w.tenant_id = asked.tenant_id) as pending_writes
   from asked
  cross join lateral (
        select *

@@ -187,6 +187,19 @@ async def test_other_tenant_cannot_write_to_a_thread_even_beside_its_owner(house
     assert after.metadata == mine.metadata
 
 
+async def test_what_another_tenant_writes_beside_a_checkpoint_is_no_part_of_it(house: House) -> None:
+    saver, stranger = await holding(house), await holding(house, "bolt")
+    await compiled(saver).ainvoke({"trail": ["in"]}, on("t1"), durability="sync")
+    mine = await saver.aget_tuple(on("t1"))
+    assert mine is not None
+    assert mine.pending_writes
+    await stranger.aput_writes(mine.config, [("trail", ["forged"])], task_id=str(ids.uuid6()))
+    assert await house.scalar("select count(distinct tenant_id) from checkpoint_writes where thread_id = 't1'") == 2
+    # Read by one connection, which works for both.
+    _, after = await asyncio.gather(stranger.aget_tuple(on("t1")), saver.aget_tuple(on("t1")))
+    assert after == mine
+
+
 async def test_history_is_listed_newest_first_and_an_old_state_forks(house: House) -> None:
     graph = compiled(await holding(house))
     await graph.ainvoke({"trail": ["in"]}, on("t1"), durability="sync")
