@@ -98,6 +98,7 @@ async def _host(desk: Desk) -> Attachments:
     doors = Doors(
         store=desk.store,
         gate_for=gate_for,
+        silent_gate_for=lambda store, texts: gate_for(texts),  # nothing is replayed here
         clock=desk.clock,
         ids=desk.ids,
         autonomy=desk.autonomy,

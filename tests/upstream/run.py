@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NEEDED = ["pytest-mock", "syrupy", "redis", "langgraph-checkpoint-sqlite", "pycryptodome"]
+NEEDED = ["pytest-mock", "syrupy", "redis", "langgraph-checkpoint-sqlite", "aiosqlite", "sqlite-vec", "pycryptodome"]
 FILES = [
     "test_pregel_async.py",
     "test_large_cases_async.py",
