@@ -4,7 +4,7 @@ The engine's run, or the run of the node it is called in, is passed through. Any
 for it by the process's host, and where there is none it refuses.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphBubbleUp, ParentCommand
 from langgraph.pregel import Pregel
+from langgraph.types import StateUpdate
 
 from holdfast.contracts.errors import NotGoverned, RunCancelled
 from holdfast.contracts.runs import RunStatus
@@ -97,6 +98,29 @@ class GovernedGraph(Pregel[Any, Any, Any, Any]):
                 rule="session.absent",
             )
         return iterate_on_loop(session, lambda: self.astream(input, config, **options), what=f"{self.name}.invoke()")
+
+    async def abulk_update_state(
+        self, config: RunnableConfig, supersteps: Sequence[Sequence[StateUpdate]]
+    ) -> RunnableConfig:
+        """LangGraph's own, through which `aupdate_state` goes as well. It asks conditional edges where the edited state
+        leads: code of the graph's, which runs in an attached run of its own. One that rests on the thread goes on
+        resting."""
+        edit = super().abulk_update_state
+        if session_here() is not None or (host := host_here()) is None:
+            return await edit(config, supersteps)  # an edge that is asked outside a run says so
+        given = {"update_state": [[update._asdict() for update in step] for step in supersteps]}
+        session = await host.open(AttachedRequest(graph=self, input=given, config=self._merged(config), context=None))
+        outcome = AttachedOutcome(status=RunStatus.CANCELLED)
+        try:
+            with entered_session(session):
+                edited = await edit(config, supersteps)
+            outcome = AttachedOutcome(status=RunStatus.COMPLETED)
+        except Exception as error:
+            outcome = AttachedOutcome(status=RunStatus.FAILED, error=error)
+            raise
+        finally:
+            await host.close(session, outcome)
+        return edited
 
     def _default_context(self, config: RunnableConfig | None) -> Any:
         """LangGraph leaves `runtime.context` None when none is given, whatever its schema; a subgraph inherits its

@@ -60,7 +60,7 @@ async def _step(
     task_id = task_id_of(config)
     if place.counted:
         await _begin(session, place, task_id)
-    if session.owner.attached:
+    if session.owner.attached and place.kind != "branch":  # its node's task has settled them
         await settle_host_answers(session, config)
     try:
         result = await fatal_as_itself(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pytest
 from governing import ACME, DANA, Desk
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import InvalidUpdateError
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
@@ -239,6 +240,31 @@ async def test_breakpoint_of_the_hosts_rests_the_run(hosted):
     assert done["log"] == ["ran"]
     [run] = await host.runs()
     assert run.status is RunStatus.COMPLETED
+
+
+async def test_edit_of_a_threads_state_asks_conditional_edges_in_a_run_of_its_own(hosted):
+    async def first(state: State) -> dict:
+        return {"log": [interrupt("sure?")]}
+
+    async def second(state: State) -> dict:
+        return {"log": ["second"]}
+
+    builder = StateGraph(State, context_schema=RunContext).add_node("first", first).add_node("second", second)
+    builder.add_edge(START, "first").add_conditional_edges("first", lambda state: state["x"], {"on": "second"})
+    graph = govern(builder.compile(checkpointer=InMemorySaver()), name="hosted")
+    host = await hosted()
+    with host.registered():
+        await graph.ainvoke({"x": "on", "log": []}, THREAD)
+        await graph.aupdate_state(THREAD, {"log": ["edited"]}, as_node="first")
+        assert (await graph.aget_state(THREAD)).next == ("second",)
+        edit, resting = await host.runs()
+        assert (edit.status, resting.status) == (RunStatus.COMPLETED, RunStatus.INTERRUPTED)
+        with pytest.raises(InvalidUpdateError):
+            await graph.aupdate_state(THREAD, {"log": ["edited"]}, as_node="nobody")
+        assert (await graph.ainvoke(None, THREAD))["log"] == ["edited", "second"]
+    assert [run.status for run in await host.runs()] == [RunStatus.FAILED, RunStatus.COMPLETED, RunStatus.COMPLETED]
+    with pytest.raises(NotGoverned, match="outside a governed run"):
+        await graph.aupdate_state(THREAD, {"log": ["again"]}, as_node="first")
 
 
 async def test_every_way_of_streaming_is_an_attached_run_and_leaks_no_session(hosted):
