@@ -94,6 +94,31 @@ class StoreTerms:
         if min(*waits, self.idle_seconds) <= 0:
             raise ConfigurationError("store timeouts must be above 0 seconds")
 
+    @classmethod
+    def within(cls, lease_seconds: float, *, statement_seconds: float | None = None) -> Self:
+        """Terms for a process whose workers count on a lease for so long. A worker that is stopped or cut off cannot
+        end what it has begun at the server, and keeps its runs from others as long as that lasts: so no statement, no
+        lock and no silence within a transaction may outlast a lease.
+
+        `statement_seconds`: None for what follows from the lease. Raises `ConfigurationError` where it is longer.
+        """
+        usual = cls()
+        statement = min(usual.statement_seconds, lease_seconds) if statement_seconds is None else statement_seconds
+        if statement > lease_seconds:
+            raise ConfigurationError(
+                f"statement_seconds is {statement:g}, and a worker counts on a lease for {lease_seconds:g} s "
+                "(lease_ttl_seconds less margin_seconds): one that was stopped within a statement would keep its run "
+                f"from others past the end of its lease. Set at most {lease_seconds:g}, or a longer lease"
+            )
+        lock = min(usual.lock_seconds, statement)
+        return cls(
+            statement_seconds=statement,
+            lock_seconds=lock,
+            writer_lock_seconds=min(usual.writer_lock_seconds, lock),
+            idle_seconds=min(usual.idle_seconds, lease_seconds),
+            transaction_seconds=max(usual.transaction_seconds, statement),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Hint:

@@ -4,6 +4,7 @@ import math
 import threading
 from dataclasses import dataclass
 
+from holdfast.contracts.errors import ConfigurationError
 from holdfast.contracts.runs import Owner, RunClaim
 from holdfast.runtime.clock import boot_seconds
 
@@ -14,16 +15,38 @@ _ENDED = -math.inf
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """How long a hold lasts and how it is kept. A beat every fifth leaves four to lose."""
+    """How long a hold lasts and how it is kept. A beat every fifth leaves three to lose.
+
+    What is None follows from the rest. Raises `ConfigurationError` for terms that contradict each other.
+    """
 
     ttl_seconds: float = 15.0
+    margin: float | None = None
+    """In seconds; see `margin_seconds`."""
+    beat: float | None = None
+    """In seconds; see `beat_seconds`."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ttl_seconds < math.inf:
+            raise ConfigurationError(f"lease_ttl_seconds must be above 0 and finite, not {self.ttl_seconds:g}")
+        if not 0 < self.margin_seconds < self.ttl_seconds:
+            raise ConfigurationError(
+                f"margin_seconds is {self.margin_seconds:g}, and lease_ttl_seconds {self.ttl_seconds:g}: a worker "
+                "would have to let a run go before it has it. Set a margin between 0 and the lease, or a longer lease"
+            )
+        if not 0 < 2 * self.beat_seconds <= self.usable_seconds:
+            raise ConfigurationError(
+                f"beat_seconds is {self.beat_seconds:g}, and a worker counts on a lease for {self.usable_seconds:g} s "
+                "(lease_ttl_seconds less margin_seconds): one beat without an answer would lose it its runs. Set at "
+                f"most {self.usable_seconds / 2:g}, or a longer lease"
+            )
 
     @property
     def margin_seconds(self) -> float:
         """The worker lets go this much before the database does: C code that holds the GIL delays the beat
         (1.5 s was seen), and what was sent at the last moment must not meet the next owner's. A lease shorter than
         the default has less of it: a fifth."""
-        return min(_MARGIN_SECONDS, self.ttl_seconds / 5)
+        return min(_MARGIN_SECONDS, self.ttl_seconds / 5) if self.margin is None else self.margin
 
     @property
     def usable_seconds(self) -> float:
@@ -33,12 +56,12 @@ class LeaseTerms:
     @property
     def beat_seconds(self) -> float:
         """Seconds between heartbeats, and the longest that one may take: an answer that comes later is given up."""
-        return self.ttl_seconds / 5
+        return min(self.ttl_seconds / 5, self.usable_seconds / 4) if self.beat is None else self.beat
 
     @property
     def tick_seconds(self) -> float:
         """The event loop says so often that it lives, and looks so often for holds that have ended."""
-        return min(_LONGEST_TICK_SECONDS, self.ttl_seconds / 20)
+        return min(_LONGEST_TICK_SECONDS, self.ttl_seconds / 20, self.margin_seconds / 2)
 
     @property
     def stall_seconds(self) -> float:

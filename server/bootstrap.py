@@ -12,7 +12,7 @@ from typing import Any
 
 from anyio.from_thread import start_blocking_portal
 
-from holdfast.checkpoints.database import Database, StoreTerms
+from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import embedded_server
 from holdfast.checkpoints.saver import saver_for
 from holdfast.checkpoints.serialization import declared_types
@@ -38,7 +38,6 @@ from holdfast.runtime.directory import Directory
 from holdfast.runtime.entropy import SystemDice, SystemIds
 from holdfast.runtime.heart import Heart
 from holdfast.runtime.holds import Holds
-from holdfast.runtime.leases import LeaseTerms
 from holdfast.runtime.registry import Graph, Registry
 from holdfast.runtime.runtime import Runtime
 from holdfast.runtime.sessions import Doors, Gate, SaverFor
@@ -77,7 +76,7 @@ async def open_runtime(
         stack.enter_context(telemetry(settings.telemetry))
         url = await database_url(settings, stack)
         database = await stack.enter_async_context(
-            Database(url, terms=_store_terms(settings), encryption=encryption(settings.encryption))
+            Database(url, terms=settings.store_terms, encryption=encryption(settings.encryption))
         )
         store = PostgresStore(database, SystemIds())
         for tenant in settings.all_tenants():
@@ -115,15 +114,6 @@ async def database_url(settings: Settings, stack: AsyncExitStack) -> str:
         return settings.database_url.get_secret_value()
     server = await stack.enter_async_context(embedded_server(settings.embedded_folder))
     return server.app_url
-
-
-def _lease_terms(settings: Settings) -> LeaseTerms:
-    return LeaseTerms(ttl_seconds=settings.worker.lease_ttl_seconds)
-
-
-def _store_terms(settings: Settings) -> StoreTerms:
-    """A process that is stopped within a transaction must not keep a run from others beyond its lease."""
-    return StoreTerms(idle_seconds=min(StoreTerms().idle_seconds, _lease_terms(settings).usable_seconds))
 
 
 def _doors(settings: Settings, store: PostgresStore) -> Doors:
@@ -191,7 +181,7 @@ def _runtime(
 
 def _worker(settings: Settings, doors: Doors, registry: Registry, wake: Wake, database: Database) -> Worker:
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{doors.ids.new()[-8:]}"
-    lease = _lease_terms(settings)
+    lease = settings.lease_terms
     heart = Heart(doors.store.heartbeat(within_seconds=lease.beat_seconds), worker_id, lease)
     return Worker(
         worker_id,

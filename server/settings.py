@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_data_path
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -21,11 +21,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from holdfast.checkpoints.database import StoreTerms
 from holdfast.contracts.errors import ConfigurationError, NotFound
 from holdfast.contracts.limits import Dollars, Limits
 from holdfast.contracts.tenancy import Principal, Tenant
 from holdfast.contracts.tools import ToolTerms
 from holdfast.contracts.verdicts import Autonomy
+from holdfast.runtime.leases import LeaseTerms
 
 DEFAULT_TENANT = "default"
 DEFAULT_FILE = Path("holdfast.toml")
@@ -57,6 +59,10 @@ class WorkerTerms(BaseModel):
     """Runs worked on at the same time."""
     lease_ttl_seconds: float = Field(default=15.0, ge=1.0, le=600.0)
     """How long a run stays with a worker that says nothing. Shorter hands over sooner and beats more often."""
+    margin_seconds: float | None = Field(default=None, gt=0.0)
+    """How long before its lease ends a worker lets a run go, by its own clock. None: a fifth of it, at most 3 s."""
+    beat_seconds: float | None = Field(default=None, gt=0.0)
+    """How often leases are prolonged. None: every fifth of a lease."""
     poll_seconds: float = Field(default=1.0, gt=0.0, le=60.0)
     """How often the queue is looked at when nothing wakes the worker."""
     cleanup_seconds: float = Field(default=5.0, ge=0.0, le=300.0)
@@ -132,6 +138,8 @@ class Settings(BaseSettings):
     """The Postgres to use, as the login of the application. None: an embedded one is started."""
     owner_database_url: SecretStr | None = Field(default=None, repr=False)
     """The same database as its owner, for `holdfast db upgrade` alone."""
+    statement_seconds: float | None = Field(default=None, gt=0.0)
+    """How long one statement may take, at most as long as a worker counts on a lease. None: so long, at most 15 s."""
     data_dir: Path = Field(default_factory=lambda: user_data_path("holdfast"))
     """Where the embedded database keeps its data; for root, /var/lib/holdfast unless this is set."""
     model: ModelName | None = None
@@ -190,6 +198,23 @@ class Settings(BaseSettings):
         """The folder of the embedded server; None where it chooses for itself."""
         return self.data_dir / "postgres" if "data_dir" in self.model_fields_set else None
 
+    def consistent(self) -> Self:
+        """These settings; raises `ConfigurationError` where the terms of leases and of the database contradict each
+        other."""
+        StoreTerms.within(self.lease_terms.usable_seconds, statement_seconds=self.statement_seconds)
+        return self
+
+    @property
+    def lease_terms(self) -> LeaseTerms:
+        """How leases are kept."""
+        worker = self.worker
+        return LeaseTerms(worker.lease_ttl_seconds, margin=worker.margin_seconds, beat=worker.beat_seconds)
+
+    @property
+    def store_terms(self) -> StoreTerms:
+        """How long anything at the database may take, by the lease."""
+        return StoreTerms.within(self.lease_terms.usable_seconds, statement_seconds=self.statement_seconds)
+
     def all_tenants(self) -> tuple[Tenant, ...]:
         """The tenants with their defaults complete: theirs, and the general limits wherever they name none."""
         named = self.tenants or (Tenant(tenant_id=DEFAULT_TENANT),)
@@ -210,7 +235,7 @@ def load_settings(**overrides: Any) -> Settings:
     """The settings of this process; `overrides` come before the environment. Raises `ConfigurationError` with one
     line for each thing that is wrong."""
     try:
-        return Settings(**overrides)
+        return Settings(**overrides).consistent()
     except ValidationError as error:
         raise ConfigurationError("\n".join(_line(problem) for problem in error.errors())) from None
     except SettingsError as error:

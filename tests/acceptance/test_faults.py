@@ -221,7 +221,8 @@ async def test_run_that_was_asked_to_stop_before_it_was_taken_over_keeps_its_sta
 
 
 async def test_claim_that_was_long_in_coming_is_no_shorter_for_it(office: Office):
-    async with office.open(worker=False) as runtime:
+    longer = office.settings(worker={"lease_ttl_seconds": 15.0})  # so that the database lets the claim wait
+    async with open_runtime(longer, serve=False) as runtime:
         graph = line(first, name="slow")
         await runtime.start(graph, {"log": []}, tenant="acme")
         served = GraphVersion(graph.governance.name, graph.governance.version)

@@ -284,6 +284,27 @@ async def test_listener_hears_of_work_and_survives_a_lost_connection(
         assert await anext(heard) == Hint(stop="7")
 
 
+async def test_every_connection_has_the_timeouts_that_follow_from_the_lease(database_urls: DatabaseUrls) -> None:
+    query = (
+        "select current_setting('statement_timeout') as statement, current_setting('lock_timeout') as lock, "
+        "current_setting('idle_in_transaction_session_timeout') as idle"
+    )
+    async with Database(database_urls.app, terms=StoreTerms.within(4.0)) as database:
+        async with database.tenant("acme") as app, database.engine() as engine:
+            found = [await (await conn.execute(query)).fetchone() for conn in (app, engine)]
+        found += await database.writer._line.run(query, {}, tenants=frozenset())
+        found += await database.reader._line.run(query, {}, tenants=frozenset())
+    four = {"statement": "4s", "lock": "4s", "idle": "4s"}
+    assert found == [four, four, four | {"lock": "2s"}, four], (
+        "the writer, for whom all wait, waits for no lock so long"
+    )
+
+
+def test_statement_that_may_outlast_the_lease_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"statement_seconds is 5, .* for 4 s .* Set at most 4, or a longer"):
+        StoreTerms.within(4.0, statement_seconds=5.0)
+
+
 @pytest.mark.parametrize("terms", [{"lock_seconds": 20.0, "statement_seconds": 10.0}, {"connect_seconds": 0.0}])
 def test_terms_that_contradict_each_other_are_refused(terms: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError):

@@ -1,11 +1,12 @@
 """The local end of a lease: when the worker lets go by its own clock, and that it does so for good."""
 
 import asyncio
+import math
 from types import SimpleNamespace
 
 import pytest
 
-from holdfast.contracts.errors import StoreUnavailable
+from holdfast.contracts.errors import ConfigurationError, StoreUnavailable
 from holdfast.contracts.ports import Renewal
 from holdfast.runtime import heart, leases
 from holdfast.runtime.heart import Heart
@@ -59,6 +60,31 @@ def test_terms_leave_room_for_beats_and_a_margin(ttl: float):
     assert 3 * terms.beat_seconds <= terms.usable_seconds < ttl, "three beats can be lost before the worker lets go"
     assert terms.tick_seconds < terms.margin_seconds, "what is lost is stopped before the database lets another in"
     assert terms.tick_seconds < terms.stall_seconds
+
+
+@pytest.mark.parametrize(
+    ("terms", "which", "what_to_do"),
+    [
+        ({"ttl_seconds": 0.0}, "lease_ttl_seconds must be above 0", ""),
+        ({"ttl_seconds": math.inf}, "lease_ttl_seconds must be above 0 and finite", ""),
+        ({"margin": 15.0}, "margin_seconds is 15, and lease_ttl_seconds 15", "Set a margin between 0 and the lease"),
+        ({"margin": 0.0}, "margin_seconds is 0", "Set a margin between 0 and the lease"),
+        ({"beat": 15.0}, "beat_seconds is 15", "Set at most 6, or a longer lease"),
+        ({"beat": 6.1}, "beat_seconds is 6.1", "Set at most 6, or a longer lease"),
+        ({"margin": 10.0, "beat": 3.0}, "counts on a lease for 5 s", "Set at most 2.5, or a longer lease"),
+    ],
+)
+def test_terms_that_contradict_the_lease_are_refused(terms: dict[str, float], which: str, what_to_do: str):
+    with pytest.raises(ConfigurationError, match=which) as refused:
+        LeaseTerms(**terms)
+    assert what_to_do in refused.value.message
+
+
+@pytest.mark.parametrize("margin", [0.1, 10.0, 14.0])
+def test_what_is_left_out_follows_from_the_margin_too(margin: float):
+    terms = LeaseTerms(margin=margin)
+    assert 4 * terms.beat_seconds <= terms.usable_seconds == 15 - margin
+    assert terms.tick_seconds < terms.margin_seconds
 
 
 def test_hold_ends_by_its_own_clock_and_no_late_answer_brings_it_back(clock: Turned):

@@ -194,3 +194,30 @@ def test_tenants_may_be_given_by_bare_names():
     settings = load_settings(tenants=["acme", {"tenant_id": "globex", "may_be_unlimited": True}])
 
     assert [tenant.tenant_id for tenant in settings.all_tenants()] == ["acme", "globex"]
+
+
+def test_nothing_stays_at_the_database_for_longer_than_a_lease_is_counted_on() -> None:
+    brief = load_settings(worker={"lease_ttl_seconds": 5.0}).store_terms
+    assert (brief.statement_seconds, brief.lock_seconds, brief.idle_seconds) == (4.0, 4.0, 4.0)
+    long = load_settings(worker={"lease_ttl_seconds": 600.0}).store_terms
+    assert (long.statement_seconds, long.lock_seconds, long.idle_seconds) == (15.0, 10.0, 10.0)
+    own = load_settings(worker={"lease_ttl_seconds": 600.0}, statement_seconds=60.0).store_terms
+    assert (own.statement_seconds, own.transaction_seconds) == (60.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"HOLDFAST_STATEMENT_SECONDS": "12.5"}, "statement_seconds is 12.5, and a worker counts on a lease for 12 s"),
+        ({"HOLDFAST_WORKER__MARGIN_SECONDS": "15"}, "margin_seconds is 15, and lease_ttl_seconds 15"),
+        ({"HOLDFAST_WORKER__BEAT_SECONDS": "15"}, "beat_seconds is 15, and a worker counts on a lease for 12 s"),
+    ],
+)
+def test_terms_that_contradict_the_lease_are_refused_at_start(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], told: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (line,) = refusal()
+    assert told in line
+    assert "or a longer lease" in line
