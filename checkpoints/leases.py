@@ -1,6 +1,6 @@
 """Who works on what, on Postgres. Every time is the database's own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from holdfast.checkpoints.database import Database
@@ -46,6 +46,10 @@ class PostgresLeases:
             # run per thread found. Nothing is claimed; the next poll sees whose turn it is.
             return ()
         return await self._hydrate(worker_id, claimed)
+
+    async def disown(self, worker_id: str, *, held: Collection[RunId]) -> None:
+        async with self._database.engine() as conn:
+            await conn.execute(_SQL["disown_leases"], {"worker_id": worker_id, "held": list(held)})
 
     async def seconds_to_next_expiry(self) -> float | None:
         async with self._database.engine() as conn:

@@ -51,6 +51,12 @@ leased as (
 select run_id::text, tenant_id, graph_name, graph_version, epoch, attempt, heartbeat_at, expires_at
   from claimed join leased using (run_id);
 
+-- name: disown_leases
+-- Let a worker's leases run out now, all but those of the runs that it holds.
+update leases
+   set expires_at = clock_timestamp()
+ where worker_id = %(worker_id)s and expires_at > clock_timestamp() and run_id <> all(%(held)s::uuid[]);
+
 -- name: next_expiry
 -- Seconds until the first lease runs out that is good now.
 select extract(epoch from min(expires_at) - clock_timestamp())::float8 as seconds

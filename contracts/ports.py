@@ -6,7 +6,7 @@ same commit. A write for a run whose epoch has moved on raises `LeaseLost` and l
 be reached raises `StoreUnavailable`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -150,6 +150,11 @@ class Leases(Protocol):
         event tell. `tenants=None`: of any tenant. Never two runs of one thread at a time, and never one that is behind
         another on its thread. A run whose worker was lost `max_attempts` times in a row is claimed too: its worker
         ends it."""
+        ...
+
+    async def disown(self, worker_id: str, *, held: Collection[RunId]) -> None:
+        """Let all leases of a worker run out now but those of the runs that it holds: what it has claimed without
+        hearing of it. They can be claimed again at once, as those of a worker that was lost."""
         ...
 
     async def seconds_to_next_expiry(self) -> float | None:

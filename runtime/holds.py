@@ -19,14 +19,21 @@ class Holds:
         self._worker_id = worker_id
         self._terms = terms
         self._holds: dict[RunId, Hold] = {}
+        self._in_doubt = False
+        """Whether a claim may have been committed of which nothing was heard."""
         self.heart = heart
 
     async def claim(self, *, graphs: Mapping[GraphVersion, str], slots: int) -> list[Hold]:
-        """Claim up to `slots` runs of these versions, each given with the one whose code serves it."""
+        """Claim up to `slots` runs of these versions, each given with the one whose code serves it. What an earlier
+        claim took without an answer can be claimed at once, by this worker or another."""
+        if self._in_doubt:
+            await self._leases.disown(self._worker_id, held=list(self._holds))
+        self._in_doubt = True
         sent = boot_seconds()
         claims = await self._leases.claim(
             self._worker_id, tenants=None, graphs=graphs, slots=slots, ttl_seconds=self._terms.ttl_seconds
         )
+        self._in_doubt = False
         await reach(Mark.RUN_CLAIMED)
         holds = [Hold(claim, sent + self._terms.usable_seconds) for claim in claims]
         for hold in holds:

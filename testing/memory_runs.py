@@ -1,6 +1,6 @@
 """Runs, their threads and their leases in memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -345,6 +345,12 @@ class MemoryLeases:
             ]
             served_by = [graphs[GraphVersion(run.graph_name, run.graph_version)] for run in wanted[:slots]]
             return [self._take(worker_id, run, by, ttl_seconds) for run, by in zip(wanted, served_by, strict=False)]
+
+    async def disown(self, worker_id: str, *, held: Collection[RunId]) -> None:
+        leases, now = self._state.tables.leases, self._state.clock.monotonic()
+        for run_id, lease in list(leases.items()):
+            if lease.worker_id == worker_id and run_id not in held:
+                leases[run_id] = replace(lease, expires_at=min(lease.expires_at, now))
 
     async def seconds_to_next_expiry(self) -> float | None:
         now = self._state.clock.monotonic()

@@ -310,6 +310,7 @@ class Behind:
         owner = await self.running(ttl=0.001)
         lost = await self.store.leases.seconds_to_next_expiry()
         assert lost is None or lost
+        await self.store.leases.disown("worker-0", held=[owner.run_id])
         [taken] = [claim for claim in await self.scene.claim(tenants=[self.tenant]) if claim.run_id == owner.run_id]
         await refused(LeaseLost, self.store.events.append(owner, [event(EventKind.NODE_STARTED)]))
         await self.scene.renew("worker-1", [taken.owner], ttl_seconds=30)

@@ -224,3 +224,18 @@ async def test_run_that_lost_the_database_for_a_moment_goes_on_at_once_and_not_w
     assert kinds.count(EventKind.RUN_RELEASED) == 1
     assert stage.attempts == 1, "what was checkpointed is not run again"
     await assert_invariants(office.database)
+
+
+async def test_claim_whose_answer_was_lost_is_not_waited_out(office: Office, proxy: Proxy):
+    stage = Stage()
+    stage.may_go_on.set()
+    long_lease = {"lease_ttl_seconds": 600.0, "poll_seconds": 0.2}
+    settings = office.settings(DATABASE_URL=proxy.url, worker=long_lease)
+    async with office.open(worker=False) as elsewhere:
+        run = await elsewhere.start(stage.graph(), {"log": []}, tenant="acme")
+        proxy.lose_answer(b"t.thread_key, t.fork", cut=True)  # the claim is committed, and what was claimed not read
+        async with open_runtime(settings, graphs=[stage.graph()]):
+            result = await run.result(IN_TIME)
+        done = (await elsewhere.show(run.id, tenant="acme")).run
+    assert proxy.answers_lost == 1
+    assert (result.status, done.attempt, done.takeovers) == (RunStatus.COMPLETED, 2, 1)

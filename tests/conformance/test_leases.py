@@ -79,6 +79,16 @@ async def test_a_lease_that_is_alive_is_left_alone(scene: Scene):
     assert list(await scene.claim("worker-2")) == []
 
 
+async def test_what_a_worker_has_claimed_without_hearing_of_it_is_taken_over_at_once(scene: Scene):
+    held, unheard, _ = await queue(scene), await queue(scene), await queue(scene)
+    await scene.claim("worker-1", slots=2)
+    [other] = await scene.claim("worker-2")
+    await scene.store.leases.disown("worker-1", held=[held.run_id])
+    [taken] = await scene.claim("worker-3")
+    assert (taken.run_id, taken.run.epoch, taken.run.takeovers) == (unheard.run_id, 2, 1)
+    assert (await scene.renew("worker-2", [other.owner], ttl_seconds=60))[other.run_id].held
+
+
 async def test_the_next_expiry_is_that_of_the_first_lease_to_run_out_of_those_that_are_good(scene: Scene):
     assert await scene.store.leases.seconds_to_next_expiry() is None
     for ttl in (40, 20, 0):
