@@ -10,7 +10,7 @@ off by the network) is found out here: a transaction that is not over in time ha
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from holdfast.checkpoints.fence import hold
 from holdfast.checkpoints.giving_up import Connection as Connection
-from holdfast.checkpoints.giving_up import hanging_up_after
+from holdfast.checkpoints.giving_up import cancellation_kept, hanging_up_after
 from holdfast.checkpoints.line import Line
 from holdfast.checkpoints.migrating import APPLIED, UPGRADE, application_name
 from holdfast.checkpoints.queries import load_queries
@@ -276,9 +276,10 @@ class Database:
                         await conn.execute(_SQL["listen_for_runs"])
                     yield Hint()
                     while True:
-                        async for notice in conn.notifies(timeout=_LISTEN_CHECK_SECONDS):
-                            yield Hint.of(notice.payload)
-                        with self._hanging_up_on(conn):
+                        async with aclosing(conn.notifies(timeout=_LISTEN_CHECK_SECONDS)) as notices:
+                            while (notice := await _next(notices)) is not None:
+                                yield Hint.of(notice.payload)
+                        with cancellation_kept(), self._hanging_up_on(conn):
                             await conn.execute(_SQL["still_there"])
             except psycopg.OperationalError:
                 await asyncio.sleep(self._terms.reconnect_seconds)
@@ -307,7 +308,7 @@ class Database:
     async def _transaction(
         self, pool: AsyncConnectionPool[Connection], *, snapshot: bool = False
     ) -> AsyncIterator[Connection]:
-        with translating():
+        with cancellation_kept(), translating():
             async with self._checked_out(pool) as conn:
                 # The pool's connections are reused: each is given its level anew, which costs no round trip.
                 await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ if snapshot else None)
@@ -368,6 +369,11 @@ class Database:
 
     async def _connect(self, dsn: str) -> Connection:
         return await Connection.connect(dsn, autocommit=True, row_factory=dict_row)
+
+
+async def _next(notices: AsyncGenerator[psycopg.Notify]) -> psycopg.Notify | None:
+    with cancellation_kept():
+        return await anext(notices, None)
 
 
 def _joined(tenant_ids: Sequence[str]) -> str:

@@ -78,6 +78,25 @@ async def in_time() -> AsyncIterator[None]:
             each.cancel()
 
 
+@contextmanager
+def cancellation_kept() -> Iterator[None]:
+    """Raises the `CancelledError` that the block has swallowed, once it is over.
+
+    Before Python 3.12 `asyncio.wait_for`, by which psycopg and its pool wait, forgets a cancellation that comes at the
+    same moment as what it waits for. Whoever cancelled would wait for the task for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    except Exception as error:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+
+
 class Waiting:
     """Those who wait for work that is done for many at once. Each gives up by itself; the work goes on."""
 

@@ -5,11 +5,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import aclosing
+from typing import Any
 
 import psycopg
 import pytest
 from fix_database import DatabaseUrls
 from fix_proxy import Proxy
+from psycopg_pool.pool_async import WaitingClient
 
 from holdfast.checkpoints.database import Database, Hint, PoolSizes, StoreTerms
 from holdfast.contracts.errors import (
@@ -261,6 +263,35 @@ async def test_full_pool_is_unavailable_after_a_while(database_urls: DatabaseUrl
         with pytest.raises(StoreUnavailable, match="couldn't get a connection"):
             async with database.tenant("bolt"):
                 pass
+
+
+async def test_cancellation_that_comes_together_with_a_connection_is_not_forgotten(
+    database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = WaitingClient.set
+
+    async def set_and_cancel(waiting: Any, conn: Any) -> bool:
+        taken = await really(waiting, conn)
+        caller.cancel()
+        return taken
+
+    async def use() -> None:
+        async with database.unbound():
+            pass
+        await asyncio.Event().wait()  # whoever comes here has forgotten it
+
+    async with Database(database_urls.app, PoolSizes(app=1, engine=1)) as database:
+        async with database.unbound():
+            caller = asyncio.create_task(use())
+            while not database._app.get_stats().get("requests_waiting"):  # noqa: ASYNC110  # the pool tells nobody
+                await asyncio.sleep(0)
+            monkeypatch.setattr(WaitingClient, "set", set_and_cancel)
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(10):
+                await caller
+        monkeypatch.undo()
+        async with database.unbound() as conn:  # and the connection is back
+            await conn.execute("select 1")
 
 
 async def test_connections_that_the_server_dropped_are_replaced(
