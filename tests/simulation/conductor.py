@@ -379,6 +379,8 @@ class _Performance:
         for worker in self._workers.values():
             if not self._stage.is_dead(worker.pid):
                 self._result.violations.append(f"worker {worker.name} did not shut down in {quiet:g} s")
+                os.kill(worker.pid, signal.SIGUSR1)  # it says in its log what it waits for
+                await asyncio.sleep(_LOOK_SECONDS)
 
     def _dismiss(self, worker: _Worker) -> None:
         worker.leaving = True

@@ -124,6 +124,7 @@ async def work(order: dict[str, Any]) -> None:
     ToolExecutor.__init__.__kwdefaults__["grace_seconds"] = RECONCILE_GRACE_SECONDS
     note_each_look()
     line = Line(order["line"], order["name"])
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, say_what_is_waited_for)
     plan = Plan.read(order["plan"])
     terms = settings(order["dsn"], lease_seconds=order["lease_seconds"])
     desk = order["desk"]
@@ -135,6 +136,12 @@ async def work(order: dict[str, Any]) -> None:
                 await line.shut_down.wait()
                 if attending is not None:
                     attending.cancel()
+
+
+def say_what_is_waited_for() -> None:
+    """Write every task's stack into the log: a worker that does not shut down is asked for it."""
+    for task in asyncio.all_tasks():
+        task.print_stack()
 
 
 def note_each_look() -> None:
