@@ -498,6 +498,8 @@ declare
     standing uuid[];
     asked uuid[];
     sent_before boolean;
+    waited boolean := false;
+    patience text := current_setting('lock_timeout');
     number bigint;
     -- The end of each run's chain, by slot, and what is appended to it.
     seqs bigint[];
@@ -553,7 +555,9 @@ begin
         return;
     end if;
 
-    if cardinality(moved_budget) > 0 then
+    -- A tenant's budget is paid from by many processes, each of which has it locked for as long as it commits. So it is
+    -- waited for, but not for as long as somebody who keeps it.
+    while cardinality(moved_budget) > 0 loop
         select array_agg(budget_id) into standing
           from (select b.budget_id
                   from unnest(moved_budget, moved_tenant, moved_opens, moved_asked_model_calls,
@@ -568,11 +572,20 @@ begin
                        and (max_cost is null or spent_cost + reserved_cost + cost <= max_cost)
                  order by b.budget_id
                    for no key update of b skip locked) as roomy;
-        if cardinality(standing) is distinct from cardinality(moved_budget) then
+        exit when cardinality(standing) = cardinality(moved_budget);
+        if waited then
             lacking := array(select id from unnest(moved_budget) as id where id <> all (coalesce(standing, '{}')));
             return;
         end if;
-    end if;
+        begin
+            perform set_config('lock_timeout', '50ms', true);
+            perform from budgets where budget_id = any (moved_budget) order by budget_id for no key update;
+        exception when lock_not_available then
+            null;
+        end;
+        perform set_config('lock_timeout', patience, true);
+        waited := true;
+    end loop;
 
     committed_at := clock_timestamp();
 

@@ -17,6 +17,8 @@ from wiretap import Sent
 _LOCKS = re.compile(r", (?=(?:(?:NO KEY )?UPDATE|(?:KEY )?SHARE) OF )")
 """pglast writes several locking clauses as if they were one."""
 _WHOLE_STATEMENT = 0
+_SELECT, _PERFORM = "SELECT", "perform"
+_REACHED = "\n perform set_config('walls.reached', 'yes', true);\n "
 """How PL/pgSQL reads what is neither an expression nor an assignment."""
 
 
@@ -226,17 +228,22 @@ class Embedded:
     """Where its answer goes; empty where it goes nowhere."""
     loops: bool
     """Whether the function goes over what it answers."""
+    performs: bool
+    """Whether it throws away what it answers."""
 
 
 def embedded(definition: str) -> Sequence[Embedded]:
     """The statements of a function in PL/pgSQL, of which the whole definition is given, that are not expressions."""
     found: list[Embedded] = []
     for text in _texts(json.loads(parse_plpgsql_json(definition))):
+        if (start := definition.find(performed := _PERFORM + text.removeprefix(_SELECT))) >= 0:
+            found.append(Embedded(text, start, start + len(performed), into="", loops=False, performs=True))
+            continue
         start = next(n for n in range(len(definition)) if _stands_at(definition, n, text))
         there = definition[start : start + len(text)]
         into = "".join(one for one, other in zip(there, text, strict=True) if one != other or not other.strip())
         loops = definition[:start].rstrip().endswith(" in")
-        found.append(Embedded(text, start, start + len(text), " ".join(into.split()), loops))
+        found.append(Embedded(text, start, start + len(text), " ".join(into.split()), loops, performs=False))
     return found
 
 
@@ -260,5 +267,16 @@ def with_embedded(definition: str, old: Embedded, new: str) -> str:
     """The definition with another statement in the place of one, and a mark by which it is seen to be reached."""
     head, tail = definition[: old.start], definition[old.end :]
     begins = head.rindex("begin") + len("begin") if old.loops else len(head)
-    into = f" {old.into}" if old.into else ""
-    return f"{head[:begins]}\n perform set_config('walls.reached', 'yes', true);\n {head[begins:]}{new}{into}{tail}"
+    return f"{head[:begins]}{_REACHED}{head[begins:]}{_as(old, new)}{tail}"
+
+
+def with_embedded_first(definition: str, old: Embedded, new: str) -> str:
+    """The definition with that other statement before all others: for one that nothing comes to in its place."""
+    begins = definition.index("\nbegin\n") + len("\nbegin\n")
+    return f"{definition[:begins]}{_REACHED}{_as(old, new)};\n{definition[begins:]}"
+
+
+def _as(old: Embedded, new: str) -> str:
+    if old.performs:
+        return _PERFORM + new.strip().removeprefix(_SELECT)
+    return f"{new} {old.into}" if old.into else new

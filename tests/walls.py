@@ -25,6 +25,7 @@ from mutilation import (
     mutilated,
     relations,
     with_embedded,
+    with_embedded_first,
     without_one,
 )
 from pglast import parse_sql
@@ -244,6 +245,9 @@ class Court:
                     errors |= self._try_part(calls, inside, form, with_embedded(soft, part, form.text), left)
                     peaceful = in_peace(form)
                     errors |= self._try_part(calls, inside, peaceful, with_embedded(soft, part, peaceful.text), left)
+                for form in [without_one(inside, number) for number in sorted(left)]:
+                    first = with_embedded_first(soft, part, form.text)
+                    errors |= self._try_part(calls, inside, form, first, left)
                 not_tried += [f"{inside.name}, condition {each}: {'; '.join(sorted(errors))}" for each in sorted(left)]
         return not_tried
 

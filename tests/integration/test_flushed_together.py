@@ -22,8 +22,9 @@ from stores import postgres_store
 from typing_extensions import TypedDict
 
 from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.journal import PostgresJournal
 from holdfast.checkpoints.saver import saver_for
-from holdfast.contracts.calls import Fresh, OutcomeStatus, Recorded
+from holdfast.contracts.calls import CallIntent, Fresh, Opened, OutcomeStatus, Recorded
 from holdfast.contracts.errors import BudgetExceeded, ErrorType, InvalidRequest
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import Limits, Usage
@@ -180,6 +181,44 @@ async def test_a_locked_budget_holds_up_its_own_calls_alone(
         await conn.rollback()
     assert isinstance(await waiting, Fresh)
     await assert_invariants(database)
+
+
+SOMEBODY_WAITS = """do $$ begin
+    for n in 1 .. 2000 loop
+        perform pg_stat_clear_snapshot();
+        exit when exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock');
+        perform pg_sleep(0.001);
+    end loop;
+end $$"""
+
+
+async def test_a_budget_that_another_process_has_for_a_moment_is_waited_for(
+    scene: Scene, database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+):
+    alone: list[CallIntent] = []
+    really = PostgresJournal._open_alone
+
+    async def counted(self: PostgresJournal, owner: Owner, wanted: CallIntent, event: EventDraft) -> Opened:
+        alone.append(wanted)
+        return await really(self, owner, wanted, event)
+
+    monkeypatch.setattr(PostgresJournal, "_open_alone", counted)
+    owner = await scene.running()
+    shared = await scene.store.ledger.tenant_budget("acme")
+    tries = 10  # it is not waited for longer than a moment: on a machine that is busy, one of them will do
+    async with await psycopg.AsyncConnection.connect(database_urls.admin) as conn:
+        for n in range(tries):
+            await conn.execute("select from budgets where budget_id = %s for update", [shared])
+            opening = asyncio.create_task(
+                scene.store.journal.open(
+                    owner, intent(owner, occurrence=n, budgets=(owner.run_id, shared)), event=INTENDED
+                )
+            )
+            await conn.execute(SOMEBODY_WAITS)
+            await conn.commit()
+            assert isinstance(await opening, Fresh)
+    assert len(alone) < tries
+    assert (await scene.budget(owner, shared)).reserved.tool_calls == tries
 
 
 async def test_the_same_intent_opened_again_after_its_answer_was_lost_is_fresh_and_reserved_once(scene: Scene):
