@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-WORKERS ?= 2
+WORKERS ?= 3
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
