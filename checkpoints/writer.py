@@ -55,6 +55,8 @@ from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "writer.sql")
 _MOST_LADEN = 4096
+_SKIP_SECONDS = 5.0
+"""So long no budget is waited for after one that was in vain: those who do without it are held up once."""
 _LINGER_SECONDS = 0.05
 """So long something that nobody waits for may wait for company."""
 
@@ -157,6 +159,7 @@ class CheckpointWriter:
         self._less = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._numbers = count(1)
+        self._skips_until = 0.0
         self._closed = False
 
     @property
@@ -317,7 +320,11 @@ class CheckpointWriter:
         try:
             flushed = await self._flush(wanted, waiting=waiting)
         except (psycopg.Error, InvalidRequest) as error:
-            await self._without_the_culprit(wanted, error, waiting=waiting)
+            if isinstance(error, LockNotAvailable) and not self._skips:
+                self._skips_until = asyncio.get_running_loop().time() + _SKIP_SECONDS
+                await self._commit(wanted, waiting=waiting)
+            else:
+                await self._without_the_culprit(wanted, error, waiting=waiting)
             return
         if flushed.committed_at is None:
             await self._without_those_in_the_way(wanted, flushed, waited=waiting)
@@ -335,6 +342,7 @@ class CheckpointWriter:
         parameters: dict[str, Encoded] = {
             "flushes": array(TEXT, [bytes_field(self._name(pen, number)) for pen, number in last.items()]),
             "waits": boolean(waiting),
+            "skips": boolean(self._skips),
             "runs": array(UUIDS, [uuid_field(pen.owner.run_id) for pen in last]),
             "epochs": array(BIGINT, [bigint_field(pen.owner.epoch) for pen in last]),
             "of_tenants": array(TEXT, [text_field(pen.owner.tenant_id) for pen in last]),
@@ -350,6 +358,11 @@ class CheckpointWriter:
             refused={pens[slot - 1] for slot in told["refused"] or ()},
             lacking={str(budget) for budget in told["lacking"] or ()},
         )
+
+    @property
+    def _skips(self) -> bool:
+        """Whether somebody has kept a budget for so long, a moment ago, that none is waited for now."""
+        return asyncio.get_running_loop().time() < self._skips_until
 
     @cached_property
     def _own_name(self) -> str:

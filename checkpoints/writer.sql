@@ -3,10 +3,10 @@
 -- who is in the way.
 select refused, lacking, committed_at
   from flush_v1(
-        %(flushes)s, %(waits)s, %(runs)s, %(epochs)s, %(of_tenants)s, %(blob_slot)s, %(blob_thread)s, %(blob_namespace)s,
-        %(blob_channel)s, %(blob_version)s, %(blob_type)s, %(blob_blob)s, %(put_slot)s, %(put_thread)s,
-        %(put_namespace)s, %(put_id)s, %(put_parent)s, %(put_checkpoint)s, %(put_metadata)s, %(add_slot)s,
-        %(add_thread)s, %(add_namespace)s, %(add_checkpoint)s, %(add_task)s, %(add_idx)s, %(add_path)s,
+        %(flushes)s, %(waits)s, %(skips)s, %(runs)s, %(epochs)s, %(of_tenants)s, %(blob_slot)s, %(blob_thread)s,
+        %(blob_namespace)s, %(blob_channel)s, %(blob_version)s, %(blob_type)s, %(blob_blob)s, %(put_slot)s,
+        %(put_thread)s, %(put_namespace)s, %(put_id)s, %(put_parent)s, %(put_checkpoint)s, %(put_metadata)s,
+        %(add_slot)s, %(add_thread)s, %(add_namespace)s, %(add_checkpoint)s, %(add_task)s, %(add_idx)s, %(add_path)s,
         %(add_channel)s, %(add_type)s, %(add_blob)s, %(over_slot)s, %(over_thread)s, %(over_namespace)s,
         %(over_checkpoint)s, %(over_task)s, %(over_idx)s, %(over_path)s, %(over_channel)s, %(over_type)s,
         %(over_blob)s, %(event_slot)s, %(event_attempt)s, %(event_kind)s, %(event_node)s, %(event_task)s,

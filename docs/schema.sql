@@ -489,7 +489,7 @@ end $function$;
 revoke execute on function prune_events_v1(text,bigint) from public;
 grant execute on function prune_events_v1(text,bigint) to holdfast_app;
 
-CREATE OR REPLACE FUNCTION flush_v1(flushes text[], waits boolean, runs uuid[], epochs bigint[], of_tenants text[], blob_slot integer[], blob_thread text[], blob_namespace text[], blob_channel text[], blob_version text[], blob_type text[], blob_blob bytea[], put_slot integer[], put_thread text[], put_namespace text[], put_id text[], put_parent text[], put_checkpoint text[], put_metadata text[], add_slot integer[], add_thread text[], add_namespace text[], add_checkpoint text[], add_task text[], add_idx integer[], add_path text[], add_channel text[], add_type text[], add_blob bytea[], over_slot integer[], over_thread text[], over_namespace text[], over_checkpoint text[], over_task text[], over_idx integer[], over_path text[], over_channel text[], over_type text[], over_blob bytea[], event_slot integer[], event_attempt integer[], event_kind text[], event_node text[], event_task text[], event_call uuid[], event_trace text[], event_span text[], event_payload bytea[], event_question uuid[], question_slot integer[], question_doc text[], open_slot integer[], open_call uuid[], open_thread uuid[], open_key text[], open_namespace text[], open_task text[], open_node text[], open_checkpoint text[], open_kind text[], open_name text[], open_occurrence integer[], open_fork text[], open_agent text[], open_digest text[], open_request bytea[], open_effect text[], open_idempotent boolean[], open_budgets text[], open_reserved text[], open_model text[], open_prompt text[], open_policy text[], open_timeout bigint[], close_slot integer[], close_call uuid[], close_doc text[], close_content bytea[], moved_budget uuid[], moved_tenant text[], moved_opens bigint[], moved_unpriced bigint[], moved_asked_model_calls bigint[], moved_asked_tool_calls bigint[], moved_asked_tokens bigint[], moved_asked_cost bigint[], moved_held_model_calls bigint[], moved_held_tool_calls bigint[], moved_held_tokens bigint[], moved_held_cost bigint[], moved_spent_model_calls bigint[], moved_spent_tool_calls bigint[], moved_spent_tokens bigint[], moved_spent_cost bigint[], OUT refused integer[], OUT lacking uuid[], OUT committed_at timestamp with time zone)
+CREATE OR REPLACE FUNCTION flush_v1(flushes text[], waits boolean, skips boolean, runs uuid[], epochs bigint[], of_tenants text[], blob_slot integer[], blob_thread text[], blob_namespace text[], blob_channel text[], blob_version text[], blob_type text[], blob_blob bytea[], put_slot integer[], put_thread text[], put_namespace text[], put_id text[], put_parent text[], put_checkpoint text[], put_metadata text[], add_slot integer[], add_thread text[], add_namespace text[], add_checkpoint text[], add_task text[], add_idx integer[], add_path text[], add_channel text[], add_type text[], add_blob bytea[], over_slot integer[], over_thread text[], over_namespace text[], over_checkpoint text[], over_task text[], over_idx integer[], over_path text[], over_channel text[], over_type text[], over_blob bytea[], event_slot integer[], event_attempt integer[], event_kind text[], event_node text[], event_task text[], event_call uuid[], event_trace text[], event_span text[], event_payload bytea[], event_question uuid[], question_slot integer[], question_doc text[], open_slot integer[], open_call uuid[], open_thread uuid[], open_key text[], open_namespace text[], open_task text[], open_node text[], open_checkpoint text[], open_kind text[], open_name text[], open_occurrence integer[], open_fork text[], open_agent text[], open_digest text[], open_request bytea[], open_effect text[], open_idempotent boolean[], open_budgets text[], open_reserved text[], open_model text[], open_prompt text[], open_policy text[], open_timeout bigint[], close_slot integer[], close_call uuid[], close_doc text[], close_content bytea[], moved_budget uuid[], moved_tenant text[], moved_opens bigint[], moved_unpriced bigint[], moved_asked_model_calls bigint[], moved_asked_tool_calls bigint[], moved_asked_tokens bigint[], moved_asked_cost bigint[], moved_held_model_calls bigint[], moved_held_tool_calls bigint[], moved_held_tokens bigint[], moved_held_cost bigint[], moved_spent_model_calls bigint[], moved_spent_tool_calls bigint[], moved_spent_tokens bigint[], moved_spent_cost bigint[], OUT refused integer[], OUT lacking uuid[], OUT committed_at timestamp with time zone)
  RETURNS record
  LANGUAGE plpgsql
 AS $function$
@@ -498,8 +498,6 @@ declare
     standing uuid[];
     asked uuid[];
     sent_before boolean;
-    waited boolean := false;
-    patience text := current_setting('lock_timeout');
     number bigint;
     -- The end of each run's chain, by slot, and what is appended to it.
     seqs bigint[];
@@ -511,53 +509,61 @@ declare
 begin
     -- A run that was refused in company comes again alone, and waits. What it is refused for now is no lock.
     if waits then
-        perform from leases l
-          join budgets b on b.budget_id = l.run_id
-          join run_heads h on h.run_id = l.run_id
-         where l.run_id = any (runs) and l.epoch = any (epochs) and l.tenant_id = any (of_tenants)
-           for key share of l for no key update of b for no key update of h;
+        perform from leases
+         where run_id = any (runs) and epoch = any (epochs) and tenant_id = any (of_tenants)
+           for key share;
     end if;
-
-    -- Locked in one order, and past what is locked by others, which must not keep its neighbours waiting. A run with
-    -- events is also locked by its head, which numbers them.
-    if cardinality(event_slot) = 0 then
-        select array_agg(leased.slot) into held
-          from (select given.slot
-                  from unnest(runs, epochs, of_tenants) with ordinality as given(run_id, epoch, tenant_id, slot)
-                  join leases l using (run_id, epoch, tenant_id)
-                 order by l.run_id
-                   for key share of l skip locked) as leased;
-    else
-        select array_agg(leased.slot order by leased.slot), array_agg(seq order by leased.slot),
-               array_agg(hash order by leased.slot), array_agg(trace_parent order by leased.slot),
-               bool_or(left(last_flush, -16) = left(flush, -16) and right(last_flush, 16) >= right(flush, 16))
-          into held, seqs, hashes, traces, sent_before
-          from (select given.slot, given.flush, h.seq, h.hash, h.trace_parent, h.last_flush collate "C"
-                  from unnest(runs, epochs, of_tenants, flushes) with ordinality
-                       as given(run_id, epoch, tenant_id, flush, slot)
-                  join leases l using (run_id, epoch, tenant_id)
-                  join run_heads h using (run_id)
-                 order by l.run_id
-                   for key share of l skip locked
-                   for no key update of h skip locked) as leased;
-    end if;
+    -- Past what is locked by others: they claim the run or end it, and its neighbours need not wait for that.
+    select array_agg(leased.slot) into held
+      from (select given.slot
+              from unnest(runs, epochs, of_tenants) with ordinality as given(run_id, epoch, tenant_id, slot)
+              join leases l using (run_id, epoch, tenant_id)
+             order by l.run_id
+               for key share of l skip locked) as leased;
     if cardinality(held) is distinct from cardinality(runs) then
         refused := array(select n from generate_subscripts(runs, 1) as n where n <> all (coalesce(held, '{}')));
         return;
     end if;
 
-    -- Its answer was lost, and it is sent again: a head says that it was committed, with all that was in it. It may be
-    -- less now than it was then, without those who are in the way this time; and it may come late, when what was sent in
-    -- its place is there. So it is not known by being the last, but by its writes being no newer than the last.
-    if sent_before then
-        select coalesce(max(greatest(opened_at, closed_at)), clock_timestamp()) into committed_at
-          from calls where call_id = any (event_call);
-        return;
+    -- A tenant's budget is paid from by many processes, each of which has it locked for as long as it commits. So budgets
+    -- are waited for, in the order in which everybody takes them; unless somebody has kept one for too long just now.
+    if cardinality(moved_budget) > 0 then
+        if not skips then
+            perform from budgets where budget_id = any (moved_budget) order by budget_id for no key update;
+        elsif waits then
+            perform from budgets where budget_id = any (runs) for no key update;
+        end if;
     end if;
 
-    -- A tenant's budget is paid from by many processes, each of which has it locked for as long as it commits. So it is
-    -- waited for, but not for as long as somebody who keeps it.
-    while cardinality(moved_budget) > 0 loop
+    -- A run with events is also locked by its head, which numbers them; last of all, as everywhere.
+    if cardinality(event_slot) > 0 then
+        if waits then
+            perform from run_heads where run_id = any (runs) for no key update;
+        end if;
+        select array_agg(headed.slot order by headed.slot), array_agg(seq order by headed.slot),
+               array_agg(hash order by headed.slot), array_agg(trace_parent order by headed.slot),
+               bool_or(left(last_flush, -16) = left(flush, -16) and right(last_flush, 16) >= right(flush, 16))
+          into held, seqs, hashes, traces, sent_before
+          from (select given.slot, given.flush, h.seq, h.hash, h.trace_parent, h.last_flush collate "C"
+                  from unnest(runs, flushes) with ordinality as given(run_id, flush, slot)
+                  join run_heads h using (run_id)
+                 order by h.run_id
+                   for no key update of h skip locked) as headed;
+        if cardinality(held) is distinct from cardinality(runs) then
+            refused := array(select n from generate_subscripts(runs, 1) as n where n <> all (coalesce(held, '{}')));
+            return;
+        end if;
+        -- Its answer was lost, and it is sent again: a head says that it was committed, with all that was in it. It may
+        -- be less now than it was then, without those who are in the way this time; and it may come late, when what was
+        -- sent in its place is there. So it is not known by being the last, but by its writes being no newer.
+        if sent_before then
+            select coalesce(max(greatest(opened_at, closed_at)), clock_timestamp()) into committed_at
+              from calls where call_id = any (event_call);
+            return;
+        end if;
+    end if;
+
+    if cardinality(moved_budget) > 0 then
         select array_agg(budget_id) into standing
           from (select b.budget_id
                   from unnest(moved_budget, moved_tenant, moved_opens, moved_asked_model_calls,
@@ -572,20 +578,11 @@ begin
                        and (max_cost is null or spent_cost + reserved_cost + cost <= max_cost)
                  order by b.budget_id
                    for no key update of b skip locked) as roomy;
-        exit when cardinality(standing) = cardinality(moved_budget);
-        if waited then
+        if cardinality(standing) is distinct from cardinality(moved_budget) then
             lacking := array(select id from unnest(moved_budget) as id where id <> all (coalesce(standing, '{}')));
             return;
         end if;
-        begin
-            perform set_config('lock_timeout', '50ms', true);
-            perform from budgets where budget_id = any (moved_budget) order by budget_id for no key update;
-        exception when lock_not_available then
-            null;
-        end;
-        perform set_config('lock_timeout', patience, true);
-        waited := true;
-    end loop;
+    end if;
 
     committed_at := clock_timestamp();
 

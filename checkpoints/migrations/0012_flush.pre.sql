@@ -9,7 +9,8 @@ alter table calls drop constraint calls_run_id_fkey;
 
 create function flush_v1(
     flushes text[],              -- what a run's head is to name: its writer, and the number of the last write, by slot
-    waits boolean,               -- whether to wait for locks of others, for a run that comes alone
+    waits boolean,               -- whether to wait for locks of others on its run, for one that comes alone
+    skips boolean,               -- whether not to wait for budgets that others have locked
     runs uuid[], epochs bigint[], of_tenants text[],
     blob_slot integer[], blob_thread text[], blob_namespace text[], blob_channel text[], blob_version text[],
     blob_type text[], blob_blob bytea[],
@@ -44,8 +45,6 @@ declare
     standing uuid[];
     asked uuid[];
     sent_before boolean;
-    waited boolean := false;
-    patience text := current_setting('lock_timeout');
     number bigint;
     -- The end of each run's chain, by slot, and what is appended to it.
     seqs bigint[];
@@ -57,53 +56,61 @@ declare
 begin
     -- A run that was refused in company comes again alone, and waits. What it is refused for now is no lock.
     if waits then
-        perform from leases l
-          join budgets b on b.budget_id = l.run_id
-          join run_heads h on h.run_id = l.run_id
-         where l.run_id = any (runs) and l.epoch = any (epochs) and l.tenant_id = any (of_tenants)
-           for key share of l for no key update of b for no key update of h;
+        perform from leases
+         where run_id = any (runs) and epoch = any (epochs) and tenant_id = any (of_tenants)
+           for key share;
     end if;
-
-    -- Locked in one order, and past what is locked by others, which must not keep its neighbours waiting. A run with
-    -- events is also locked by its head, which numbers them.
-    if cardinality(event_slot) = 0 then
-        select array_agg(leased.slot) into held
-          from (select given.slot
-                  from unnest(runs, epochs, of_tenants) with ordinality as given(run_id, epoch, tenant_id, slot)
-                  join leases l using (run_id, epoch, tenant_id)
-                 order by l.run_id
-                   for key share of l skip locked) as leased;
-    else
-        select array_agg(leased.slot order by leased.slot), array_agg(seq order by leased.slot),
-               array_agg(hash order by leased.slot), array_agg(trace_parent order by leased.slot),
-               bool_or(left(last_flush, -16) = left(flush, -16) and right(last_flush, 16) >= right(flush, 16))
-          into held, seqs, hashes, traces, sent_before
-          from (select given.slot, given.flush, h.seq, h.hash, h.trace_parent, h.last_flush collate "C"
-                  from unnest(runs, epochs, of_tenants, flushes) with ordinality
-                       as given(run_id, epoch, tenant_id, flush, slot)
-                  join leases l using (run_id, epoch, tenant_id)
-                  join run_heads h using (run_id)
-                 order by l.run_id
-                   for key share of l skip locked
-                   for no key update of h skip locked) as leased;
-    end if;
+    -- Past what is locked by others: they claim the run or end it, and its neighbours need not wait for that.
+    select array_agg(leased.slot) into held
+      from (select given.slot
+              from unnest(runs, epochs, of_tenants) with ordinality as given(run_id, epoch, tenant_id, slot)
+              join leases l using (run_id, epoch, tenant_id)
+             order by l.run_id
+               for key share of l skip locked) as leased;
     if cardinality(held) is distinct from cardinality(runs) then
         refused := array(select n from generate_subscripts(runs, 1) as n where n <> all (coalesce(held, '{}')));
         return;
     end if;
 
-    -- Its answer was lost, and it is sent again: a head says that it was committed, with all that was in it. It may be
-    -- less now than it was then, without those who are in the way this time; and it may come late, when what was sent in
-    -- its place is there. So it is not known by being the last, but by its writes being no newer than the last.
-    if sent_before then
-        select coalesce(max(greatest(opened_at, closed_at)), clock_timestamp()) into committed_at
-          from calls where call_id = any (event_call);
-        return;
+    -- A tenant's budget is paid from by many processes, each of which has it locked for as long as it commits. So budgets
+    -- are waited for, in the order in which everybody takes them; unless somebody has kept one for too long just now.
+    if cardinality(moved_budget) > 0 then
+        if not skips then
+            perform from budgets where budget_id = any (moved_budget) order by budget_id for no key update;
+        elsif waits then
+            perform from budgets where budget_id = any (runs) for no key update;
+        end if;
     end if;
 
-    -- A tenant's budget is paid from by many processes, each of which has it locked for as long as it commits. So it is
-    -- waited for, but not for as long as somebody who keeps it.
-    while cardinality(moved_budget) > 0 loop
+    -- A run with events is also locked by its head, which numbers them; last of all, as everywhere.
+    if cardinality(event_slot) > 0 then
+        if waits then
+            perform from run_heads where run_id = any (runs) for no key update;
+        end if;
+        select array_agg(headed.slot order by headed.slot), array_agg(seq order by headed.slot),
+               array_agg(hash order by headed.slot), array_agg(trace_parent order by headed.slot),
+               bool_or(left(last_flush, -16) = left(flush, -16) and right(last_flush, 16) >= right(flush, 16))
+          into held, seqs, hashes, traces, sent_before
+          from (select given.slot, given.flush, h.seq, h.hash, h.trace_parent, h.last_flush collate "C"
+                  from unnest(runs, flushes) with ordinality as given(run_id, flush, slot)
+                  join run_heads h using (run_id)
+                 order by h.run_id
+                   for no key update of h skip locked) as headed;
+        if cardinality(held) is distinct from cardinality(runs) then
+            refused := array(select n from generate_subscripts(runs, 1) as n where n <> all (coalesce(held, '{}')));
+            return;
+        end if;
+        -- Its answer was lost, and it is sent again: a head says that it was committed, with all that was in it. It may
+        -- be less now than it was then, without those who are in the way this time; and it may come late, when what was
+        -- sent in its place is there. So it is not known by being the last, but by its writes being no newer.
+        if sent_before then
+            select coalesce(max(greatest(opened_at, closed_at)), clock_timestamp()) into committed_at
+              from calls where call_id = any (event_call);
+            return;
+        end if;
+    end if;
+
+    if cardinality(moved_budget) > 0 then
         select array_agg(budget_id) into standing
           from (select b.budget_id
                   from unnest(moved_budget, moved_tenant, moved_opens, moved_asked_model_calls,
@@ -118,20 +125,11 @@ begin
                        and (max_cost is null or spent_cost + reserved_cost + cost <= max_cost)
                  order by b.budget_id
                    for no key update of b skip locked) as roomy;
-        exit when cardinality(standing) = cardinality(moved_budget);
-        if waited then
+        if cardinality(standing) is distinct from cardinality(moved_budget) then
             lacking := array(select id from unnest(moved_budget) as id where id <> all (coalesce(standing, '{}')));
             return;
         end if;
-        begin
-            perform set_config('lock_timeout', '50ms', true);
-            perform from budgets where budget_id = any (moved_budget) order by budget_id for no key update;
-        exception when lock_not_available then
-            null;
-        end;
-        perform set_config('lock_timeout', patience, true);
-        waited := true;
-    end loop;
+    end if;
 
     committed_at := clock_timestamp();
 
