@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from benchmarks.measuring import Measured, Rounds, quantile, table
 from benchmarks.servers import durable_server, our_database
-from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.database import Database, PoolSizes
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.calls import CallIdentity, CallIntent, CallOutcome, CallSite, OutcomeStatus
 from holdfast.contracts.canonical import digest
@@ -31,6 +31,7 @@ from holdfast.contracts.tools import Effect
 from holdfast.runtime.entropy import SystemIds
 
 OURS, ROWS = "the journal", "one INSERT and one UPDATE, autocommit, pool of 20"
+ALONE = "what the journal does, in two transactions of each call's own, pool of 20"
 REQUEST, RESPONSE = {"text": "q" * 580}, {"text": "a" * 880}
 ONE = Usage(model_calls=1, tokens_used=100)
 INTENDED = EventDraft(kind=EventKind.MODEL_INTENDED, node="node")
@@ -137,6 +138,18 @@ def journalled(store: PostgresStore, calls: Iterable[Prepared]) -> Call:
     return call
 
 
+def alone(store: PostgresStore, calls: Iterable[Prepared]) -> Call:
+    """Fence, budgets, event and chain for each call by itself: the way that calls out of the ordinary go."""
+
+    async def call(number: int) -> None:
+        each = next(coming)
+        await store.journal._open_alone(each.owner, each.intent, INTENDED)  # noqa: SLF001
+        await store.journal._close_alone(each.owner, each.outcome, RETURNED)  # noqa: SLF001
+
+    coming = iter(calls)
+    return call
+
+
 def two_statements(pool: AsyncConnectionPool[Any]) -> Call:
     request, response = json.dumps(REQUEST).encode(), json.dumps(RESPONSE).encode()
 
@@ -154,7 +167,7 @@ def two_statements(pool: AsyncConnectionPool[Any]) -> Call:
 
 async def bench(rounds: int, loads: Sequence[int] = (1, 8, 32, 128)) -> str:
     found = {load: Rounds() for load in loads}
-    async with durable_server() as server, Database(server.app_url) as database:
+    async with durable_server() as server, Database(server.app_url, sizes=PoolSizes(app=20)) as database:
         store = PostgresStore(database, SystemIds())
         held = await owners(store, max(loads))
         settings = {"autocommit": True, "prepare_threshold": 0}
@@ -167,13 +180,13 @@ async def bench(rounds: int, loads: Sequence[int] = (1, 8, 32, 128)) -> str:
                 )
             for load in loads:
                 calls = max(200, min(3000, 60 * load))
-                ready = await prepared(store, held[:load], calls * (rounds + 1))
-                alternatives = {OURS: journalled(store, ready), ROWS: two_statements(pool)}
+                ready, others = [await prepared(store, held[:load], calls * (rounds + 1)) for _ in range(2)]
+                alternatives = {OURS: journalled(store, ready), ROWS: two_statements(pool), ALONE: alone(store, others)}
                 cells = {name: partial(measure, call, calls=calls, at_once=load) for name, call in alternatives.items()}
                 await Rounds().play(cells, 1)  # to warm up
                 await found[load].play(cells, rounds)
         replayed = await _replayed(store, held[0])
-    rows = [_row(load, name, found[load]) for load in loads for name in (OURS, ROWS)]
+    rows = [_row(load, name, found[load]) for load in loads for name in (OURS, ROWS, ALONE)]
     header = ["calls at once", "how", "calls/s", "to the two statements", "p50, ms", "p99, ms"]
     return f"{table(header, rows)}\n\n{replayed}"
 
