@@ -20,8 +20,8 @@ from langgraph.graph import START, StateGraph
 from typing_extensions import TypedDict
 
 from benchmarks.measuring import quantile, table
+from benchmarks.servers import durable_server, our_database
 from holdfast import govern, open_runtime
-from holdfast.checkpoints.embedded import EmbeddedServer
 from holdfast.contracts.tenancy import Tenant
 from holdfast.server.settings import Settings, load_settings
 
@@ -98,15 +98,11 @@ async def kill_once(url: str, admin_url: str, ttl: float) -> tuple[float, float]
 
 
 async def bench(rounds: int, ttls: Sequence[float]) -> str:
-    server = EmbeddedServer(temporary=True)
-    try:
-        await asyncio.to_thread(server.start)
-        found: dict[float, list[tuple[float, float]]] = {ttl: [] for ttl in ttls}
+    found: dict[float, list[tuple[float, float]]] = {ttl: [] for ttl in ttls}
+    async with durable_server() as server:
         for _ in range(rounds):
             for ttl in ttls:
-                found[ttl].append(await kill_once(server.app_url, server.admin_url, ttl))
-    finally:
-        await asyncio.to_thread(server.stop)
+                found[ttl].append(await kill_once(server.app_url, our_database(server), ttl))
     return table(
         ["lease, s", "kills", "after its end: median, ms", "worst, ms", "after the kill: median, s"],
         [
