@@ -150,4 +150,5 @@ def _report(length: int, found: dict[tuple[int, str, str], list[Conversation]]) 
     ]
     header = ["saver", "channel", "first 20 steps, ms", "middle 20", "last 20", "last to first", "MB on disk",
               "MB of values", "disk, to add_messages", "reload, ms"]  # fmt: skip
-    return f"### {length} steps\n\n" + table(header, rows)
+    once = "With all messages, measured once.\n\n" if length == max(steps for steps, _, _ in found) else ""
+    return f"### {length} steps\n\n{once}" + table(header, rows)

@@ -147,6 +147,7 @@ class PostgresJournal:
         self, owner: Owner, intent: CallIntent, facts: Mapping[str, Any], event: EventDraft
     ) -> datetime | None:
         """When the intent was committed; None where it must be looked at alone."""
+        await self._writer.admit()
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, facts["call_id"], facts)
         records = Records(
             opens=[open_row(stored)],
@@ -182,6 +183,7 @@ class PostgresJournal:
         self, owner: Owner, opened: "_Open", outcome: CallOutcome, event: EventDraft
     ) -> CallRecord | None:
         """The record with its outcome; None where it must be looked at alone."""
+        await self._writer.admit()
         facts = _outcome_facts(owner, outcome)
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, outcome.call_id, facts)
         response, record = stored.pop("response"), opened.record

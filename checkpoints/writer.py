@@ -69,18 +69,20 @@ class WriterTerms:
     """In one flush, unless one write alone has more."""
     batch_bytes: int = 16 * 1024 * 1024
     """In one flush, unless one write alone has more."""
-    queue_bytes: int = 64 * 1024 * 1024
+    queue_rows: int = 100_000
     """Handed in and not committed yet; beyond it, whoever comes waits before its rows are made."""
+    queue_bytes: int = 64 * 1024 * 1024
+    """The same."""
 
     def __post_init__(self) -> None:
-        if min(self.batch_rows, self.batch_bytes, self.queue_bytes) < 1:
+        if min(self.batch_rows, self.batch_bytes, self.queue_rows, self.queue_bytes) < 1:
             raise ConfigurationError("the bounds of the writer must be above 0")
 
 
 class Handed:
     """What somebody has handed in to be written as one."""
 
-    __slots__ = ("done", "number", "pen", "records", "rows")
+    __slots__ = ("done", "ended", "number", "pen", "records", "rows")
 
     def __init__(self, pen: Pen, rows: Rows, records: Records, done: asyncio.Future[datetime | None] | None) -> None:
         self.pen = pen
@@ -89,6 +91,7 @@ class Handed:
         self.done = done
         self.number = 0
         """Greater than those of all that was handed in before."""
+        self.ended = False
         pen.pending += 1
 
     @property
@@ -110,21 +113,23 @@ class Handed:
         return len(self.rows) + len(self.records)
 
     def succeed(self, committed_at: datetime) -> None:
-        self._end_with(committed_at)
+        if (waiter := self._end()) is not None:
+            waiter.set_result(committed_at)
 
     def hand_back(self) -> None:
         """It was not written, and not for want of a right to."""
-        self._end_with(None)
-
-    def _end_with(self, committed_at: datetime | None) -> None:
-        self.pen.pending -= 1
-        if self.done is not None and not self.done.done():  # its waiter may have been cancelled
-            self.done.set_result(committed_at)
+        if (waiter := self._end()) is not None:
+            waiter.set_result(None)
 
     def fail(self, error: HoldfastError) -> None:
-        self.pen.pending -= 1
-        if self.done is not None and not self.done.done():
-            self.done.set_exception(error)
+        if (waiter := self._end()) is not None:
+            waiter.set_exception(error)
+
+    def _end(self) -> asyncio.Future[datetime | None] | None:
+        """Who is to be told, if anybody still waits. Whoever gave up waiting for it has ended it before."""
+        self.pen.pending -= not self.ended
+        self.ended = True
+        return None if self.done is None or self.done.done() else self.done
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ class CheckpointWriter:
         self._line = line
         self._terms = terms
         self._queue: deque[Handed] = deque()
+        self._queued_rows = 0
         self._queued_bytes = 0
         self._last: Set[Pen] = frozenset()
         """Whose writes were flushed last."""
@@ -176,12 +182,12 @@ class CheckpointWriter:
 
     async def admit(self) -> None:
         """Wait for room, in the order of coming. Make the rows after this, and hand them in at once."""
-        if self._queued_bytes < self._terms.queue_bytes and not self._outside:
+        if self._has_room and not self._outside:
             return
         self._outside += 1
         try:
             async with in_time(), self._door:
-                while self._queued_bytes >= self._terms.queue_bytes:
+                while not self._has_room:
                     self._less.clear()
                     await self._less.wait()
         finally:
@@ -233,7 +239,7 @@ class CheckpointWriter:
         if handed not in self._queue:
             return False
         self._queue.remove(handed)
-        self._queued_bytes -= handed.size
+        self._let_go([handed])
         handed.hand_back()
         return True
 
@@ -266,7 +272,18 @@ class CheckpointWriter:
     def _queue_up(self, write: "Handed") -> None:
         write.number = next(self._numbers)
         self._queue.append(write)
+        self._queued_rows += len(write)
         self._queued_bytes += write.size
+
+    @property
+    def _has_room(self) -> bool:
+        return self._queued_rows < self._terms.queue_rows and self._queued_bytes < self._terms.queue_bytes
+
+    def _let_go(self, writes: Iterable[Handed]) -> None:
+        for write in writes:
+            self._queued_rows -= len(write)
+            self._queued_bytes -= write.size
+        self._less.set()
 
     def _tired_of_waiting(self) -> None:
         if self._timer is not None:
@@ -283,8 +300,7 @@ class CheckpointWriter:
             except Exception as error:  # noqa: BLE001  # a fault of ours: every waiter is told, and the next is served
                 self._stop(batch, translated(error))
             finally:
-                self._queued_bytes -= sum(write.size for write in batch)
-                self._less.set()
+                self._let_go(batch)
 
     def _next_batch(self) -> list[Handed]:
         """What comes first of half of the runs that are writing, as far as the bounds admit.

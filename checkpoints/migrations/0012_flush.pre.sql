@@ -4,7 +4,8 @@
 -- All of a flush is written or nothing: who is in its way is named, and whoever sent it sends the rest again. Slots are
 -- counted from 1 and name the run that a row is of.
 --
--- A call's run is known to be there, by the lease that names it: to look it up again locks it for every writer.
+-- A call's run is known to be there: whoever writes the call holds the run's lease, or its row where it is attached. To
+-- look it up again locks it for every writer.
 alter table calls drop constraint calls_run_id_fkey;
 
 create function flush_v1(

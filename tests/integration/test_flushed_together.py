@@ -183,6 +183,21 @@ async def test_a_locked_budget_holds_up_its_own_calls_alone(
     await assert_invariants(database)
 
 
+async def test_calls_wait_for_room_in_the_queue_as_checkpoints_do(scene: Scene, database: Database):
+    owner, waited = await scene.running(), []
+    really = database.writer.admit
+
+    async def admit() -> None:
+        waited.append("for room")
+        await really()
+
+    database.writer.admit = admit  # type: ignore[method-assign]
+    wanted = intent(owner)
+    await scene.store.journal.open(owner, wanted, event=INTENDED)
+    await scene.store.journal.close(owner, outcome(wanted.call_id), event=RETURNED)
+    assert waited == ["for room"] * 2
+
+
 SOMEBODY_WAITS = """do $$ begin
     for n in 1 .. 2000 loop
         perform pg_stat_clear_snapshot();

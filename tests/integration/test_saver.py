@@ -153,6 +153,27 @@ async def test_nothing_is_deleted_or_copied_for_a_run_that_was_taken_over(house:
     assert [await kept(house, table, "t2") for table in TABLES] == [0, 0, 0]
 
 
+async def test_latest_checkpoints_of_many_threads_are_read_together(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = await holding(house)
+    threads = [f"t{n}" for n in range(20)]
+    for thread in threads:
+        await compiled(saver).ainvoke({"trail": [thread]}, on(thread), durability="sync")
+    line, sent = house.database.reader._line, []
+    really = line.run
+
+    async def counted(query: Any, *rest: Any, **more: Any) -> Any:
+        sent.append(query)
+        return await really(query, *rest, **more)
+
+    monkeypatch.setattr(line, "run", counted)
+    found = await asyncio.gather(*(saver.aget_tuple(on(thread)) for thread in threads))
+    trails = [each.checkpoint["channel_values"]["trail"] for each in found if each is not None]
+    assert trails == [[thread, "first"] for thread in threads]
+    assert len(sent) <= 2  # the first, alone, and the others while it was under way
+
+
 async def test_other_tenant_sees_none_of_a_threads_checkpoints(house: House) -> None:
     saver = await holding(house)
     await compiled(saver).ainvoke({"trail": ["in"]}, on("t1"), durability="sync")

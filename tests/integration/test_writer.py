@@ -331,6 +331,26 @@ async def test_flush_takes_no_more_than_its_bounds_and_the_queue_no_more_than_it
         await writer.write(pens[0], checkpoint("t", 9))
 
 
+async def test_queue_is_bounded_in_rows_and_lets_in_whoever_waits_when_something_is_taken_back(
+    house: House, database_urls: DatabaseUrls
+) -> None:
+    line = Line(lambda: house.database._connect(database_urls.app), patience_seconds=5)
+    writer = CheckpointWriter(line, WriterTerms(queue_rows=2))
+    pens = [writer.pen((await pen(house)).owner) for _ in range(3)]
+    async with locking(database_urls, "lock table checkpoints in exclusive mode"):
+        under_way = asyncio.create_task(writer.write(pens[0], checkpoint("t", 0)))
+        await until(lambda: writers_waiting(house))
+        second = writer.hand_in(pens[1], checkpoint("t", 1))
+        outside = asyncio.create_task(writer.admit())
+        await asyncio.sleep(0)
+        assert not outside.done()
+        assert writer.withdraw(second)
+        await outside
+    await under_way
+    assert await stored(house, "t") == ["0000"]
+    await writer.close()
+
+
 def test_bounds_that_would_let_nothing_in_are_refused() -> None:
     with pytest.raises(ConfigurationError):
         WriterTerms(queue_bytes=0)
