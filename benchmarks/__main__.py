@@ -7,7 +7,7 @@ import platform
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks import calls, conversations, fanout, savers, takeover
+from benchmarks import calls, conversations, fanout, replays, savers, takeover
 
 MOST_ROUNDS = {"conversations": 2}
 """Of those that take minutes a round."""
@@ -25,6 +25,7 @@ BENCHES: dict[str, tuple[str, Callable[[int], Awaitable[str]]]] = {
         "The journal: an intent before a call and its outcome after it, durable each, 600 and 900 bytes",
         calls.bench,
     ),
+    "replays": ("What is recorded, done again", replays.bench),
     "fanout": ('`Send` to many branches that sleep for 10 ms each, `durability="sync"`', fanout.bench),
     "takeover": (
         "Takeover by another worker process after SIGKILL, workers that poll only every 30 s",
