@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -191,16 +191,18 @@ class Faults:
                 case _:
                     self._hands.order_in_thread(fault)
 
-    def _due(self, mark: Mark) -> list[Fault]:
+    def _due(self, mark: Mark) -> Iterator[Fault]:
+        """What happens here. Each is told as its turn comes: whoever is told of a pause ends it so much later."""
         self._hits[mark] += 1
         hit = self._hits[mark]
         due = [fault for fault in self._waiting if (fault.mark, fault.hit) == (mark, hit)]
         for fault in due:
             self._waiting.remove(fault)
-            self._hands.tell(mark, hit, fault)
         if hit == 1 and not due:
             self._hands.tell(mark, hit, None)
-        return due
+        for fault in due:
+            self._hands.tell(mark, hit, fault)
+            yield fault
 
 
 def _alone(fault: Fault) -> None:

@@ -64,3 +64,14 @@ async def test_stalled_task_leaves_the_others_at_work():
         done.append("other")
         await stalling
     assert done == ["other", "stalled"]
+
+
+async def test_second_fault_of_a_hit_is_told_when_the_first_is_over():
+    """A process that stalls and then pauses is woken so long after it has paused, not after it has stalled."""
+    hands = Noted()
+    with bound(Faults(Plan.read("node.started#1=stall:0.05 node.started#1=cut"), hands)):
+        reaching = asyncio.create_task(reach(Mark.NODE_STARTED))
+        await asyncio.sleep(0)
+        assert [fault and fault.action for _, _, fault in hands.told] == [Action.STALL]
+        await reaching
+    assert [fault and fault.action for _, _, fault in hands.told] == [Action.STALL, Action.CUT]
