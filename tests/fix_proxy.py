@@ -7,6 +7,7 @@ until `start()`, for connections that are there and for those that come.
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -33,9 +34,12 @@ class _Wire:
     """The first message, in which a client says its name (`application_name`), database and user."""
     deaf: bool = False
     """It swallows what comes, from both sides, for good: a wire that has lost bytes never works again."""
-    mute: bool = False
-    """It swallows what the server says."""
-    cut_after_answer: bool = False
+    seen: bytes = b""
+    """The last of what the client has sent since the latest order: a message may come in pieces."""
+    loss: "Loss | None" = None
+    """Why it swallows what the server says."""
+    unanswered: bytes = b""
+    """What was found of the message for which nothing has come back yet."""
     pumps: list[asyncio.Task[None]] = field(default_factory=list)
 
     def reset(self) -> None:
@@ -49,13 +53,15 @@ class _Wire:
             pump.cancel()
 
 
-@dataclass
-class _Loss:
-    """The order to lose the answer to a message."""
+@dataclass(eq=False)
+class Loss:
+    """The order to lose the answer to a message, and what came of it."""
 
-    message: bytes
+    message: re.Pattern[bytes]
     left: int
     cut: bool
+    lost: list[bytes] = field(default_factory=list)
+    """What was found of the message, for each whose answer is lost: the server has given it."""
 
 
 class Proxy:
@@ -68,7 +74,7 @@ class Proxy:
         self._listener: asyncio.Server | None = None
         self._delay = 0.0
         self._deaf_to: bytes | None = None
-        self._losses: list[_Loss] = []
+        self._losses: list[Loss] = []
         self.answers_lost = 0
         """Of those that `lose_answer` was told to lose, so many have been."""
         with socket.socket() as probe:
@@ -123,10 +129,20 @@ class Proxy:
         """Let whatever passes take this much longer, in each direction."""
         self._told(lambda: setattr(self, "_delay", seconds))
 
-    def lose_answer(self, message: bytes, *, times: int = 1, cut: bool = False) -> None:
-        """Deliver the next message to the server that has these bytes in it, and nothing of what comes back on its
-        connection from then on. With `cut` the connection is reset as soon as the server has answered."""
-        self._told(lambda: self._losses.append(_Loss(message, times, cut)))
+    def lose_answer(self, message: bytes | re.Pattern[bytes], *, times: int = 1, cut: bool = False) -> Loss:
+        """Deliver the next message to the server that has these bytes in it, or what the pattern finds, and nothing of
+        what comes back on its connection from then on. With `cut` the connection is reset as soon as the server has
+        answered. What was sent before the order is not meant by it."""
+        wanted = re.compile(re.escape(message)) if isinstance(message, bytes) else message
+        loss = Loss(wanted, times, cut)
+
+        def order() -> None:
+            for wire in self._wires:
+                wire.seen = b""
+            self._losses.append(loss)
+
+        self._told(order)
+        return loss
 
     def _told(self, act: Callable[[], Any]) -> Any:
         async def there() -> Any:
@@ -143,7 +159,7 @@ class Proxy:
     async def _start(self) -> None:
         self._delay, self._deaf_to = 0.0, None
         self._losses.clear()
-        for wire in [wire for wire in self._wires if wire.deaf or wire.mute]:
+        for wire in [wire for wire in self._wires if wire.deaf or wire.loss is not None]:
             wire.reset()
         if self._listener is None:
             self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
@@ -197,30 +213,32 @@ class Proxy:
         return await asyncio.open_connection(host, int(port))
 
     async def _questions(self, wire: _Wire, client: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
-        seen = b""  # a message may come in pieces
         while data := await client.read(_AT_ONCE):
             await asyncio.sleep(self._delay)
             if wire.deaf:
                 continue
-            seen = (seen + data)[-2 * _AT_ONCE :]
+            wire.seen = (wire.seen + data)[-2 * _AT_ONCE :]
             for loss in self._losses:
-                if loss.left and not wire.mute and loss.message in seen:
+                if loss.left and wire.loss is None and (found := loss.message.search(wire.seen)):
                     loss.left -= 1
-                    wire.mute, wire.cut_after_answer = True, loss.cut
+                    wire.loss, wire.unanswered = loss, found[0]
             server.write(data)
             await server.drain()
 
     async def _answers(self, wire: _Wire, server: asyncio.StreamReader) -> None:
         while data := await server.read(_AT_ONCE):
             await asyncio.sleep(self._delay)
-            if wire.mute:
+            if wire.loss is not None:
                 self.answers_lost += 1
-                if wire.cut_after_answer:
+                if wire.unanswered:
+                    wire.loss.lost.append(wire.unanswered)
+                    wire.unanswered = b""
+                if wire.loss.cut:
                     break
             elif not wire.deaf:
                 wire.client.write(data)
                 await wire.client.drain()
-        if wire.deaf or (wire.mute and not wire.cut_after_answer):
+        if wire.deaf or (wire.loss is not None and not wire.loss.cut):
             return  # the client hears nothing of this either
         wire.reset()
 

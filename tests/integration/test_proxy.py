@@ -1,5 +1,7 @@
 """The proxy itself: each fault is the one that it says, and ends with `start`."""
 
+import re
+
 import psycopg
 import pytest
 from fix_database import DatabaseUrls
@@ -67,13 +69,14 @@ def test_commit_whose_answer_is_lost_has_been_made(proxy: Proxy, database_urls: 
     with connect(database_urls.admin) as admin, connect(proxy.url) as conn:
         admin.execute("create table made (number integer)")
         admin.execute("grant all on made to public")
-        proxy.lose_answer(b"COMMIT", cut=cut)
+        loss = proxy.lose_answer(b"COMMIT", cut=cut)
         conn.execute("begin")
         conn.execute("insert into made values (1)")
         conn.pgconn.send_query(b"COMMIT")
         conn.pgconn.flush()
         while not proxy.answers_lost:  # the server has answered, so it has committed
             pass
+        assert loss.lost == [b"COMMIT"]
         assert admin.execute("select number from made").fetchall() == [(1,)]
         assert conn.pgconn.is_busy()
         with connect(proxy.url) as another:
@@ -89,3 +92,14 @@ def test_slow_link_delivers_everything_late(proxy: Proxy):
         before = conn.execute("select clock_timestamp()").fetchone()[0]
         after = conn.execute("select clock_timestamp()").fetchone()[0]
         assert (after - before).total_seconds() >= 0.2
+
+
+def test_answer_is_lost_of_what_is_sent_after_the_order_and_of_nothing_before(proxy: Proxy):
+    with connect(proxy.url) as conn:
+        assert conn.execute("select 7").fetchone() == (7,)
+        loss = proxy.lose_answer(re.compile(rb"select [78]"), cut=True)
+        assert answer(conn) == 1
+        assert loss.lost == []
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("select 8")
+        assert loss.lost == [b"select 8"]
