@@ -38,7 +38,8 @@ class Action(StrEnum):
     RESTART = "restart"
     """The database is shut down at once and started again."""
     UNHEARD = "unheard"
-    """The database commits the next change that the process asks for, and the answer never arrives."""
+    """The database commits the next change that the process asks for, a flush or a transaction, and the answer never
+    arrives. It has happened only once such an answer is lost."""
     SKEW = "skew"
     """The process's wall clock jumps by so many seconds, ahead or back."""
     DRIFT = "drift"

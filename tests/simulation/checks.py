@@ -24,6 +24,22 @@ select thread_id, checkpoint_ns, coalesce(parent_checkpoint_id, 'the beginning')
 having count(*) > 1
 """
 
+_TWICE = """
+with seen as (
+    select *, count(*) filter (where kind in ('run.claimed', 'approval.decided')) over of_the_run as turns,
+           count(*) filter (where kind = 'node.interrupted') over before_it as pauses
+      from events
+    window of_the_run as (partition by run_id order by seq),
+           before_it as (partition by run_id, task_id order by seq rows between unbounded preceding and 1 preceding)
+)
+select run_id, kind, min(seq) as first, max(seq) as last
+  from seen
+ group by run_id, turns, pauses, kind, node, task_id, call_id, payload
+having count(*) > 1
+ order by run_id, first
+"""
+"""A node of these graphs runs again only after a claim, or after it asked and was decided before its run was parked."""
+
 
 async def violations(
     database: Database, runtime: Runtime, world: World, handles: Sequence[Any], jobs: Sequence[Any]
@@ -32,7 +48,9 @@ async def violations(
     found = [str(finding) for finding in await check(database) if not finding.ok]
     async with database.tenants([TenantId(name) for name in TENANTS]) as conn:
         forks = await (await conn.execute(_FORKS)).fetchall()
+        twice = await (await conn.execute(_TWICE)).fetchall()
     found += [f"thread {row['thread_id']} forks after {row['parent']}: {row['children']}" for row in forks]
+    found += [f"run {row['run_id']} has {row['kind']} #{row['first']} again as #{row['last']}" for row in twice]
     reports = [await runtime.show(handle.run_id, tenant=handle.tenant_id) for handle in handles]
     questions, effects, arrivals = world.questions(), world.effects(), world.arrivals()
     for number, (job, report) in enumerate(zip(jobs, reports, strict=True)):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import uuid_utils
-from fix_proxy import Proxy
+from fix_proxy import Loss, Proxy
 from simulation.checks import violations
 from simulation.nursery import PERSON, TENANTS, settings
 from simulation.schedules import Job, Schedule
@@ -41,6 +42,17 @@ PATIENCE_SECONDS = 180.0
 """Runs that have not come to rest by then never will."""
 PATIENCE_WITHOUT_A_DEFENCE_SECONDS = 30.0
 """Then it is no news that something hangs, and what is looked for has happened."""
+_COMMIT = b"COMMIT"
+_FLUSH = rb"[0-9a-f]+\.\d+\.\d{6}\.\d+\.[0-9a-f]{16}"
+"""What a flush says of itself (`checkpoints.writer`): it is one statement, and no COMMIT is sent for it."""
+_BEFORE_A_TRANSACTION = frozenset(
+    {
+        *(Mark.RUN_ADMITTED, Mark.APPROVAL_DECIDED, Mark.FENCE_HELD, Mark.LEASE_RENEWING, Mark.LEASE_RENEWED),
+        *(Mark.RUN_RESTING, Mark.RUN_RESTED, Mark.RUN_FINISHING, Mark.RUN_FINISHED),
+        *(Mark.RUN_RELEASING, Mark.RUN_RELEASED, Mark.DRAIN_BEGUN),
+    }
+)
+"""After these marks, what a process changes next it changes in a transaction; after the others, by a flush."""
 _NO_FAULTS = Plan()
 _ORDINARY_ENDS = (0, -signal.SIGKILL)
 _LOOK_SECONDS = 0.15
@@ -58,6 +70,9 @@ class Result:
     violations: list[str] = field(default_factory=list)
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
     """What was hit, by action and mark."""
+    unheard: Counter[str] = field(default_factory=Counter)
+    """What the answers were to that were lost, `flush` or `transaction`; and how often one was to be lost, and nothing
+    was asked any more: `missed`."""
     marks: set[str] = field(default_factory=set)
     seconds: float = 0.0
 
@@ -198,6 +213,7 @@ class _Performance:
         self._world = World(folder)
         self._dice = random.Random(schedule.seed * 31 + 7)
         self._workers: dict[str, _Worker] = {}
+        self._losses: list[tuple[Fault, Loss]] = []
         self._lines: set[asyncio.Task[None]] = set()
         self._result = Result(schedule)
         self._desk: _Worker
@@ -217,6 +233,7 @@ class _Performance:
             handles = [await self._started(runtime, number, job) for number, job in enumerate(self._schedule.jobs)]
             await self._see_through(runtime, handles)
             await self._let_go()
+            self._count_losses()
             async with Database(self._server.url(self._database)) as database:
                 found = await violations(database, runtime, self._world, handles, self._schedule.jobs)
             self._result.violations += found
@@ -420,7 +437,8 @@ class _Performance:
         if told["fault"] is None:
             return
         fault = Fault.read(told["fault"])
-        self._result.faults[fault.action, fault.mark] += 1
+        if fault.action is not Action.UNHEARD:  # only once an answer is lost
+            self._result.faults[fault.action, fault.mark] += 1
         if fault.action is Action.PAUSE:
             worker.stands_still_until = time.monotonic() + fault.seconds + 0.1
             asyncio.get_running_loop().call_later(fault.seconds, self._wake, worker)
@@ -434,6 +452,13 @@ class _Performance:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGCONT)
 
+    def _count_losses(self) -> None:
+        for fault, loss in self._losses:
+            if loss.lost:
+                self._result.faults[fault.action, fault.mark] += 1
+            kinds = ["transaction" if each == _COMMIT else "flush" for each in loss.lost]
+            self._result.unheard.update(kinds or ["missed"])
+
     async def _carry_out(self, worker: _Worker, fault: Fault) -> None:
         match fault.action:
             case Action.CUT:
@@ -441,8 +466,9 @@ class _Performance:
             case Action.RESTART:
                 await asyncio.to_thread(self._server.restart)
             case Action.UNHEARD:
-                wanted = b"channel_versions" if fault.mark is Mark.CHECKPOINT_COMMITTING else b"COMMIT"
-                await asyncio.to_thread(worker.proxy.lose_answer, wanted, cut=True)
+                wanted = re.compile(_COMMIT if fault.mark in _BEFORE_A_TRANSACTION else _FLUSH)
+                loss = await asyncio.to_thread(worker.proxy.lose_answer, wanted, cut=True)
+                self._losses.append((fault, loss))
 
 
 def _quiet(proxy: Proxy) -> Proxy:

@@ -57,6 +57,16 @@ def same_epoch() -> None:
 
 
 @mutant
+def no_memory_of_flushes() -> None:
+    """A flush that is sent again is taken for a new one."""
+    names_nobody_has_seen = (
+        "(select array_agg(gen_random_uuid()::text || name order by n) "
+        "from unnest(%(flushes)s::text[]) with ordinality as given(name, n))"
+    )
+    replaced(writer._SQL, "flush", "%(flushes)s", names_nobody_has_seen)
+
+
+@mutant
 def always_ours() -> None:
     """Nobody looks at the end of the lease before a send."""
     Scope.require_ours = lambda self: None  # type: ignore[method-assign]

@@ -80,6 +80,8 @@ def histogram(results: list[Result]) -> str:
         marks[mark] += hits
     lines = [f"{len(results)} schedules, {faults.total()} faults hit"]
     lines += ["  " + "  ".join(f"{name} {hits}" for name, hits in actions.most_common())]
+    unheard = sum((result.unheard for result in results), start=Counter())
+    lines += ["  unheard: " + "  ".join(f"{kind} {unheard[kind]}" for kind in ("flush", "transaction", "missed"))]
     lines += [f"  {name:<22} {hits:>4} {'#' * min(hits, 60)}" for name, hits in sorted(marks.items())]
     return "\n".join(lines)
 

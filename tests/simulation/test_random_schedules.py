@@ -17,6 +17,8 @@ async def test_what_is_promised_holds_under_any_schedule(stage: Stage, capsys: p
         print(f"\n{histogram(results)}")
     assert len(results) == len(SEEDS) >= MINIMUM
     assert {action for result in results for action, _ in result.faults} == set(Action), "a fault that never happens"
+    unheard = {each for result in results for each in result.unheard}
+    assert unheard >= {"flush", "transaction"}, "a commit whose answer is never lost"
     assert [told(result) for result in results if result.violations] == []
 
 
