@@ -7,7 +7,7 @@ SEEDS = (*range(4000, 4000 + MINIMUM), 4738, 5790, 7061, 23196, 29587, 39265, 50
 workers where a missing defence shows (right before an effect, after one whose answer is lost, or before a write), and
 three in which it is the database's answer that is lost: two of a transaction, one of a flush."""
 FOUND_BY = {
-    "no_fence": (4009, 23196),
+    "no_fence": (4024, 4030, 4009, 23196),
     "same_epoch": (4024, 4030, 4031),
     "no_memory_of_flushes": (93724, 39265),
     "always_ours": (29587, 39265),
