@@ -105,7 +105,7 @@ def boolean(value: bool) -> Encoded:
 
 
 def array(element: int, fields: Sequence[bytes]) -> Encoded:
-    """An array of elements of the type `element` (`TEXT`, `BYTEA`, `INTEGER`, `BIGINT` or `UUIDS`)."""
+    """An array of elements of the type `element` (`TEXT`, `BYTEA`, `INTEGER`, `BIGINT`, `BOOLEAN` or `UUIDS`)."""
     if not fields:
         return _empty(element)
     return Encoded(_HEADER.pack(1, 1, element, len(fields), 1) + b"".join(fields))

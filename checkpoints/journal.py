@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 from holdfast.checkpoints.database import Connection, Database
 from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.ledger import reserve, settle, usage_from_json, usage_to_json
-from holdfast.checkpoints.moves import Amounts, Move
+from holdfast.checkpoints.moves import Move, amounts
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, close_row, event_row, open_row
 from holdfast.checkpoints.sealed_documents import CALLS, Documents
@@ -152,7 +152,7 @@ class PostgresJournal:
         records = Records(
             opens=[open_row(stored)],
             events=[event_row(event, owner.attempt, call_id=intent.call_id)],
-            moves=[Move(intent.budgets, reserved=_amounts(facts["reserved"]))],
+            moves=[Move(intent.budgets, reserved=amounts(facts["reserved"]))],
         )
         handed = self._writer.hand_in(self._writer.pen(owner), records=records)
         try:
@@ -187,7 +187,7 @@ class PostgresJournal:
         facts = _outcome_facts(owner, outcome)
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, outcome.call_id, facts)
         response, record = stored.pop("response"), opened.record
-        reserved, used = _amounts(usage_to_json(record.reservation)), _amounts(facts["used"])
+        reserved, used = amounts(usage_to_json(record.reservation)), amounts(facts["used"])
         records = Records(
             closes=[close_row(outcome.call_id, {**stored, "budgets": opened.budgets}, response)],
             events=[event_row(event, owner.attempt, call_id=outcome.call_id)],
@@ -369,10 +369,6 @@ def _outcome_columns(documents: Documents, owner: Owner, outcome: CallOutcome) -
     facts = documents.sealed(CALLS, owner.tenant_id, outcome.call_id, _outcome_facts(owner, outcome))
     used = None if facts["used"] is None else Jsonb(facts["used"])
     return facts | {"used": used, "error_facts": Jsonb(facts["error_facts"])}
-
-
-def _amounts(stored: Mapping[str, int | None]) -> Amounts:
-    return tuple(stored.values())
 
 
 def _record(row: Row) -> CallRecord:

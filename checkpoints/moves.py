@@ -29,6 +29,11 @@ class Move:
     """None for a call that is opened."""
 
 
+def amounts(stored: Mapping[str, int | None]) -> Amounts:
+    """The amounts of a usage as a column of the journal keeps it."""
+    return [stored[name] for name in _AMOUNTS]
+
+
 class _Sums:
     """What all calls of a flush move on one budget."""
 

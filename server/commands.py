@@ -256,7 +256,7 @@ async def work(session: Session) -> Exit:
     catalog = read_catalog()
     if not catalog.refs:
         raise InvalidRequest("there is no langgraph.json here that names graphs, so a worker has nothing to serve")
-    stopping = Stopping(lambda words: Console(stderr=True).print(Text(words), soft_wrap=True))
+    stopping = Stopping(_tell_aside)
     async with session.runtime(worker=True) as runtime:
         stopping.then(runtime.hand_back)
         gc.collect()

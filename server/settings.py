@@ -201,7 +201,7 @@ class Settings(BaseSettings):
     def consistent(self) -> Self:
         """These settings; raises `ConfigurationError` where the terms of leases and of the database contradict each
         other."""
-        StoreTerms.within(self.lease_terms.usable_seconds, statement_seconds=self.statement_seconds)
+        _ = self.store_terms
         return self
 
     @property
