@@ -116,7 +116,7 @@ class GovernedGraph(Pregel[Any, Any, Any, Any]):
                 edited = await edit(config, supersteps)
             outcome = AttachedOutcome(status=RunStatus.COMPLETED)
         except Exception as error:
-            outcome = AttachedOutcome(status=RunStatus.FAILED, error=error)
+            outcome = _ended_by(error)
             raise
         finally:
             await host.close(session, outcome)
@@ -163,20 +163,22 @@ async def _attached(
                     break
             yield chunk
         outcome = await _outcome(graph, session, request)
-    except RunCancelled as stop:
-        outcome = AttachedOutcome(status=RunStatus.CANCELLED, error=stop)
-        raise
     except GraphBubbleUp as signal:  # below another graph, whose affair the rest is
         done = isinstance(signal, ParentCommand)
         outcome = AttachedOutcome(status=RunStatus.COMPLETED if done else RunStatus.INTERRUPTED)
         raise
     except Exception as error:
-        outcome = AttachedOutcome(status=RunStatus.FAILED, error=error)
+        outcome = _ended_by(error)
         raise
     finally:
         with entered_session(session):
             await stream.aclose()
         await host.close(session, outcome)
+
+
+def _ended_by(error: Exception) -> AttachedOutcome:
+    status = RunStatus.CANCELLED if isinstance(error, RunCancelled) else RunStatus.FAILED
+    return AttachedOutcome(status=status, error=error)
 
 
 async def _outcome(graph: GovernedGraph, session: RunSession, request: AttachedRequest) -> AttachedOutcome:

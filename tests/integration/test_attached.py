@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.approvals import ApprovalStatus
-from holdfast.contracts.errors import BudgetExceeded, Conflict, NotGoverned, PolicyDenied
+from holdfast.contracts.errors import BudgetExceeded, Conflict, NotGoverned, PolicyDenied, RunCancelled
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import RunStatus
@@ -265,6 +265,25 @@ async def test_edit_of_a_threads_state_asks_conditional_edges_in_a_run_of_its_ow
     assert [run.status for run in await host.runs()] == [RunStatus.FAILED, RunStatus.COMPLETED, RunStatus.COMPLETED]
     with pytest.raises(NotGoverned, match="outside a governed run"):
         await graph.aupdate_state(THREAD, {"log": ["again"]}, as_node="first")
+
+
+async def test_edit_whose_edge_is_cancelled_ends_its_run_as_cancelled(hosted):
+    async def leads(state: State) -> str:
+        session = session_here()
+        session.cancellation.request(by="dana", reason="not today")
+        session.cancellation.require_wanted(session.owner.run_id)
+        return "second"
+
+    builder = StateGraph(State).add_node("first", lambda state: {}).add_node("second", lambda state: {})
+    builder.add_edge(START, "first").add_conditional_edges("first", leads, ["second"])
+    graph = govern(builder.compile(checkpointer=InMemorySaver()), name="hosted")
+    host = await hosted()
+    with host.registered(), pytest.raises(RunCancelled, match="not today"):
+        await graph.aupdate_state(THREAD, {"log": ["edited"]}, as_node="first")
+    [run] = await host.runs()
+    assert run.status is RunStatus.CANCELLED
+    assert run.cause is not None
+    assert "not today" in run.cause.message
 
 
 async def test_every_way_of_streaming_is_an_attached_run_and_leaks_no_session(hosted):
