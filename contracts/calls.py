@@ -14,6 +14,8 @@ from holdfast.contracts.limits import Usage
 from holdfast.contracts.tools import Effect
 
 CallKind = Literal["model", "tool"]
+Turn = tuple[str, int]
+"""A task, and which execution of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,14 @@ class CallSite:
     task_id: str
     node: str
     checkpoint_id: str | None = None
+    execution: int = field(default=1, compare=False)
+    """How often the task has been begun here, this time included: LangGraph runs a `@task` that failed again inside its
+    node. No part of the identity: a call is the same call whichever time it is made."""
+
+    @property
+    def turn(self) -> Turn:
+        """What is counted and remembered of a task begins anew with each execution of it."""
+        return self.task_id, self.execution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,12 @@
 """What a node may use while it runs. A scope is set around every governed node and closed when the node ends."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from holdfast.contracts.approvals import Approval
-from holdfast.contracts.calls import CallIdentity, CallKind, CallRecord, CallSite
+from holdfast.contracts.calls import CallIdentity, CallKind, CallRecord, CallSite, Turn
 from holdfast.contracts.deadline import Deadline
 from holdfast.contracts.errors import LeaseLost, NotGoverned
 from holdfast.contracts.ids import BudgetId
@@ -42,24 +42,24 @@ class Scope:
     """The last check before anything is sent to the outside: is the lease still ours, by our own clock?"""
     fork: str = ""
     closed: bool = False
-    occurrences: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
-    calls_before: dict[str, Mapping[str, CallRecord]] = field(default_factory=dict, repr=False)
+    occurrences: Counter[tuple[Turn, str, str, str]] = field(default_factory=Counter)
+    calls_before: dict[Turn, Mapping[str, CallRecord]] = field(default_factory=dict, repr=False)
     """What each task had called when it first called something here, by identity key: read once, not for each call."""
-    approvals_before: dict[str, Sequence[Approval]] = field(default_factory=dict, repr=False)
+    approvals_before: dict[Turn, Sequence[Approval]] = field(default_factory=dict, repr=False)
     """What each task had asked people when it first called a tool here, oldest first."""
-    identified: set[str] = field(default_factory=set, repr=False)
-    """The keys of the calls that this run of the node has asked for."""
+    identified: defaultdict[Turn, set[str]] = field(default_factory=lambda: defaultdict(set), repr=False)
+    """The keys of the calls that each task has asked for here."""
 
     def identify(self, kind: CallKind, name: str, request_digest: str) -> CallIdentity:
         """The identity of the next call with this digest here; each call of this method counts one."""
         site = self.locate()
-        spot = (site.task_id, kind, name, request_digest)
+        spot = (site.turn, kind, name, request_digest)
         occurrence = self.occurrences[spot]
         self.occurrences[spot] += 1
         identity = CallIdentity(
             site=site, kind=kind, name=name, request_digest=request_digest, occurrence=occurrence, fork=self.fork
         )
-        self.identified.add(identity.key)
+        self.identified[site.turn].add(identity.key)
         return identity
 
     def require_open(self, what: str) -> None:

@@ -65,11 +65,11 @@ async def latest(session: RunSession, scope: Scope, identity: CallIdentity) -> A
 
 async def approvals_before(session: RunSession, scope: Scope, identity: CallIdentity) -> Sequence[Approval]:
     """What was asked about this call before this run of its task. The task is looked up once, not for each call."""
-    task_id = identity.site.task_id
-    if task_id not in scope.approvals_before:
-        found = await session.approvals.of_task(session.owner.tenant_id, session.owner.thread_id, task_id)
-        scope.approvals_before.setdefault(task_id, found)
-    return [approval for approval in scope.approvals_before[task_id] if approval.identity_key == identity.key]
+    site = identity.site
+    if site.turn not in scope.approvals_before:
+        found = await session.approvals.of_task(session.owner.tenant_id, session.owner.thread_id, site.task_id)
+        scope.approvals_before.setdefault(site.turn, found)
+    return [approval for approval in scope.approvals_before[site.turn] if approval.identity_key == identity.key]
 
 
 def _used_up(approval: Approval, session: RunSession) -> bool:

@@ -96,7 +96,7 @@ def _check(specialists: Sequence[Specialist[Any]], limit: int) -> None:
 
 def _occurrence(scope: Scope) -> int:
     """The n-th fan-out of this task, so that a second one has shares and ids of its own."""
-    spot = (scope.locate().task_id, "fan_out", "", "")
+    spot = (scope.locate().turn, "fan_out", "", "")
     scope.occurrences[spot] += 1
     return scope.occurrences[spot] - 1
 

@@ -4,6 +4,8 @@ The journal answers for what is asked again. What is *not* asked again has happe
 as if it had not would do something else on top of it. (A model that is not asked again has cost what it has cost.)
 """
 
+from dataclasses import replace
+
 from holdfast.contracts.approvals import Approval, ApprovalKind, ApprovalStatus, Question
 from holdfast.contracts.calls import CallIdentity, CallRecord, CallSite
 from holdfast.contracts.canonical import digest
@@ -27,31 +29,34 @@ async def require_no_mismatch(
 
     Raises `GraphInterrupt` while a person is asked, and `ReplayMismatch` when they say no.
     """
-    known = await calls_before(session.store.journal, scope, site.task_id)
+    known = await calls_before(session.store.journal, scope, site)
     recorded = before is not None and before.key in known
     for record in known.values():
         if _is_missing(record, scope, site) and (before is None or before.name == record.identity.name):
-            await _require_leave(session, scope, record, ask_for_it=not recorded)
+            await _require_leave(session, scope, site, record, ask_for_it=not recorded)
 
 
 def _is_missing(record: CallRecord, scope: Scope, site: CallSite) -> bool:
     """Whether it is an effect of this node (a router has its node's task) that was not asked for again."""
     acted = record.identity.kind == "tool" and record.effect is not Effect.READ and record.status in _HAPPENED_PERHAPS
-    return acted and record.identity.site.node == site.node and record.identity.key not in scope.identified
+    return acted and record.identity.site.node == site.node and record.identity.key not in scope.identified[site.turn]
 
 
-async def _require_leave(session: RunSession, scope: Scope, record: CallRecord, *, ask_for_it: bool) -> None:
+async def _require_leave(
+    session: RunSession, scope: Scope, site: CallSite, record: CallRecord, *, ask_for_it: bool
+) -> None:
     """What a person has answered before has its place in the task's order of questions here again, also before a call
     that has been let through since."""
     question = _question(record)
-    asked = await approvals_before(session, scope, record.identity)
+    identity = replace(record.identity, site=replace(record.identity.site, execution=site.execution))
+    asked = await approvals_before(session, scope, identity)
     leave = next((approval for approval in asked if _answers(approval, question)), None)
     if leave is None and not ask_for_it:
         return
-    await latest(session, scope, record.identity)
+    await latest(session, scope, identity)
     if leave is None:
-        await ask(question, record.identity, session=session, scope=scope)
-    scope.identified.add(record.identity.key)
+        await ask(question, identity, session=session, scope=scope)
+    scope.identified[site.turn].add(identity.key)
     if leave is not None and leave.status is not ApprovalStatus.APPROVED:
         raise ReplayMismatch(
             f"node {scope.node!r} was run again and no longer asks for {record.identity.name}, which it had asked for, "

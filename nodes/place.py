@@ -63,8 +63,7 @@ def task_id_of(config: RunnableConfig) -> str:
 
 def is_retry(config: RunnableConfig) -> bool:
     """Whether LangGraph runs a node again in the same attempt, after it has failed."""
-    info = getattr(config["configurable"].get(_RUNTIME), "execution_info", None)
-    return bool(getattr(info, "node_attempt", 1) > 1)
+    return _execution(config["configurable"]) > 1
 
 
 def locator(thread_id: ThreadId, place: Place, config: RunnableConfig) -> Callable[[], CallSite]:
@@ -81,6 +80,7 @@ def locator(thread_id: ThreadId, place: Place, config: RunnableConfig) -> Callab
             task_id=task_id,
             node=node if task_id == own else _node_name(node),
             checkpoint_id=_checkpoint_id(here),
+            execution=_execution(here),
         )
 
     return locate
@@ -164,6 +164,11 @@ def _checkpoint_id(conf: Mapping[str, Any]) -> str | None:
     """The checkpoint that the task started from. The config's own `checkpoint_id` is empty while a graph runs."""
     info = getattr(conf.get(_RUNTIME), "execution_info", None)
     return getattr(info, "checkpoint_id", None) or None
+
+
+def _execution(conf: Mapping[str, Any]) -> int:
+    """How often LangGraph has begun the task in this attempt: more than once where it tries a failed one again."""
+    return int(getattr(getattr(conf.get(_RUNTIME), "execution_info", None), "node_attempt", 1))
 
 
 def _node_name(default: str) -> str:

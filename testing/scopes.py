@@ -1,7 +1,7 @@
 """A scope for tests of what stands below a node: a real run of a real store, claimed, at a fixed spot."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -82,7 +82,7 @@ def rerun(scope: Scope, *, owner: Owner | None = None) -> Scope:
         occurrences=Counter(),
         calls_before={},
         approvals_before={},
-        identified=set(),
+        identified=defaultdict(set),
         closed=False,
     )
 

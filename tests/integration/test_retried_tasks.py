@@ -1,0 +1,165 @@
+"""A `@task` that LangGraph tries again inside its node: what it has done is answered from the journal, as in a node."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from governing import Desk, raising
+from langgraph.func import entrypoint, task
+from langgraph.types import RetryPolicy, interrupt
+
+from holdfast.contracts.approvals import ApprovalKind
+from holdfast.contracts.verdicts import Autonomy
+from holdfast.gateway.toolset import tool
+from holdfast.graphs.govern import govern
+from holdfast.nodes.context import current
+from holdfast.nodes.fanout import Specialist
+
+TWICE = RetryPolicy(max_attempts=2, initial_interval=0.001, jitter=False, retry_on=ConnectionError)
+
+
+class Shop:
+    """What was really paid."""
+
+    def __init__(self) -> None:
+        self.paid: list[str] = []
+
+        @tool(effect="write")
+        async def pay(order: str) -> dict[str, str]:
+            """Pay for an order."""
+            self.paid.append(order)
+            return {"paid": order}
+
+        self.pay = pay
+
+    def graph(self, work: Any) -> Any:
+        model = "scripted:governing_script:answer"
+        return govern(entrypoint()(work), name="shop", tools=[self.pay], default_model=model)
+
+
+def failing_once() -> Any:
+    """Raises when it is called for the first time."""
+    left = [ConnectionError("the line was cut")]
+
+    def fail() -> None:
+        if left:
+            raise left.pop()
+
+    return fail
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk(autonomy=Autonomy.AUTONOMOUS)
+
+
+async def test_what_a_task_did_before_it_failed_is_not_done_again_when_it_is_retried(desk: Desk):
+    shop, fail = Shop(), failing_once()
+
+    @task(retry_policy=TWICE)
+    async def buy(order: str) -> list[Any]:
+        said = (await current().models.call(f"buy {order}")).content
+        paid = [(await current().tools.call("pay", {"order": order})).output for _ in range(2)]  # two of it
+        fail()
+        return [said, *paid]
+
+    async def work(order: str) -> list[Any]:
+        return await buy(order)
+
+    attempt = await desk.start(shop.graph(work), "A")
+    with raising(attempt):
+        assert attempt.output == ["scripted", {"paid": "A"}, {"paid": "A"}]
+    assert shop.paid == ["A", "A"]
+    assert [(call.identity.kind, call.identity.occurrence, call.sends) for call in await attempt.calls()] == [
+        ("model", 0, 1),
+        ("tool", 0, 1),
+        ("tool", 1, 1),
+    ]
+
+
+async def test_specialists_of_a_task_that_is_retried_have_their_shares_and_their_calls(desk: Desk):
+    shop, fail = Shop(), failing_once()
+
+    @task(retry_policy=TWICE)
+    async def buy(order: str) -> list[Any]:
+        async def buyer() -> Any:
+            return (await current().tools.call("pay", {"order": order})).output
+
+        outcomes = await current().fan_out([Specialist("buyer", buyer, budget_share=0.5)], limit=1)
+        fail()
+        return [outcome.value for outcome in outcomes]
+
+    async def work(order: str) -> list[Any]:
+        return await buy(order)
+
+    attempt = await desk.start(shop.graph(work), "A")
+    with raising(attempt):
+        assert attempt.output == [{"paid": "A"}]
+    assert shop.paid == ["A"]
+
+
+async def test_task_that_is_retried_and_asks_for_something_else_is_stopped_before_it_does_it(desk: Desk):
+    shop, orders = Shop(), iter(["A", "B"])
+
+    @task(retry_policy=TWICE)
+    async def buy() -> Any:
+        order = next(orders)
+        paid = (await current().tools.call("pay", {"order": order})).output
+        if order == "A":
+            raise ConnectionError("the line was cut")
+        return paid
+
+    async def work(_: str) -> Any:
+        return await buy()
+
+    attempt = await desk.start(shop.graph(work), "go")
+    [question] = await attempt.inbox()
+    assert (question.kind, question.args) == (ApprovalKind.MISMATCH, {"order": "A"})
+    assert shop.paid == ["A"]
+
+
+async def test_call_that_a_failed_task_left_behind_is_the_same_call_as_that_of_its_retry(desk: Desk):
+    shop, left, go = Shop(), [], asyncio.Event()
+
+    async def pay_later(order: str) -> Any:
+        await go.wait()
+        return (await current().tools.call("pay", {"order": order})).output
+
+    @task(retry_policy=TWICE)
+    async def buy(order: str) -> Any:
+        if not left:
+            left.append(asyncio.ensure_future(pay_later(order)))
+            raise ConnectionError("the line was cut")
+        go.set()
+        return (await current().tools.call("pay", {"order": order})).output
+
+    async def work(order: str) -> Any:
+        return await buy(order)
+
+    await desk.start(shop.graph(work), "A")
+    await asyncio.wait(left)
+    left[0].exception()
+    assert shop.paid == ["A"]
+
+
+async def test_answers_keep_their_places_when_a_task_with_a_question_is_retried(desk: Desk):
+    shop, fail = Shop(), failing_once()
+
+    @task(retry_policy=TWICE)
+    async def buy(order: str) -> list[Any]:
+        paid = (await current().tools.call("pay", {"order": order})).output
+        colour = interrupt("which colour?")
+        fail()
+        return [paid, colour, (await current().tools.call("pay", {"order": colour})).output]
+
+    async def work(order: str) -> list[Any]:
+        return await buy(order)
+
+    attempt = await desk.start(shop.graph(work), "A")
+    [question] = await attempt.inbox()
+    await attempt.rest()
+    await attempt.decide(question, "respond", value="blue")
+    last = await attempt.resume()
+    with raising(last):
+        assert last.output == [{"paid": "A"}, "blue", {"paid": "blue"}]
+    assert shop.paid == ["A", "blue"]
