@@ -4,6 +4,7 @@ The journal answers for what is asked again. What is *not* asked again has happe
 as if it had not would do something else on top of it. (A model that is not asked again has cost what it has cost.)
 """
 
+import asyncio
 from dataclasses import replace
 
 from holdfast.contracts.approvals import Approval, ApprovalKind, ApprovalStatus, Question
@@ -17,6 +18,8 @@ from holdfast.nodes.asking import approvals_before, ask, latest
 from holdfast.nodes.session import RunSession
 
 _RULE = "replay_mismatch"
+_LOOKS, _LOOK_SECONDS = 50, 0.01
+"""For so long no person is troubled: what is recorded is answered from memory, so that branches soon catch up."""
 _HAPPENED_PERHAPS = frozenset({"returned", "open", "unknown"})
 
 
@@ -32,8 +35,11 @@ async def require_no_mismatch(
     known = await calls_before(session.store.journal, scope, site)
     recorded = before is not None and before.key in known
     for record in known.values():
-        if _is_missing(record, scope, site) and (before is None or before.name == record.identity.name):
-            await _require_leave(session, scope, site, record, ask_for_it=not recorded)
+        if not _is_missing(record, scope, site) or (before is not None and before.name != record.identity.name):
+            continue
+        if before is not None and not recorded and await _comes_beside(record, scope, site):
+            continue
+        await _require_leave(session, scope, site, record, ask_for_it=not recorded)
 
 
 def _is_missing(record: CallRecord, scope: Scope, site: CallSite) -> bool:
@@ -64,6 +70,15 @@ async def _require_leave(
             call_id=record.call_id,
             tool_name=record.identity.name,
         )
+
+
+async def _comes_beside(record: CallRecord, scope: Scope, site: CallSite) -> bool:
+    """Whether the call is asked for in a moment: by another branch of the node, which has not had its turn yet."""
+    for _ in range(_LOOKS):
+        if not _is_missing(record, scope, site):
+            return True
+        await asyncio.sleep(_LOOK_SECONDS)
+    return not _is_missing(record, scope, site)
 
 
 def _answers(approval: Approval, question: Question) -> bool:

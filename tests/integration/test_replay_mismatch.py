@@ -1,5 +1,6 @@
 """A node that runs again and asks for something else than it did: what was done is neither forgotten nor done over."""
 
+import asyncio
 import operator
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -145,3 +146,29 @@ async def test_questions_after_a_mismatch_get_their_own_answers(desk: Desk):
     with raising(last):
         assert last.output == {"log": [[{"paid": "B"}, "red"]]}
     assert world.paid == ["A", "B"]
+
+
+async def test_calls_side_by_side_are_not_missed_before_they_have_had_their_turn(desk: Desk):
+    def paying_beside(*orders: str) -> Callable[[Any], Any]:
+        async def pay(tools: Any, order: str) -> Any:
+            for _ in range(orders.index(order)):
+                await asyncio.sleep(0)  # each comes to its call a little later than the one before it
+            return (await tools.call("pay", {"order": order})).output
+
+        async def ask(tools: Any) -> Any:
+            await tools.call("pay", {"order": "first"})
+            return await asyncio.gather(*(pay(tools, order) for order in orders))
+
+        return ask
+
+    async def pays_one_and_dies(tools: Any) -> Any:
+        await paying_beside("C")(tools)  # and was about to pay for A and B
+        raise RuntimeError("the process died here")
+
+    world = World(pays_one_and_dies, paying_beside("A", "B", "C"))
+    again = await desk.start(world.graph, {"log": []})
+    await again.go(None)
+    assert await again.inbox() == []
+    with raising(again):
+        assert again.output == {"log": [[{"paid": "A"}, {"paid": "B"}, {"paid": "C"}]]}
+    assert sorted(world.paid) == ["A", "B", "C", "first"]
