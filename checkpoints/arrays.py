@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
 from struct import error as StructError  # noqa: N812
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +21,8 @@ from holdfast.contracts.errors import InvalidRequest
 _LENGTH = Struct("!i")
 _INTEGER = Struct("!ii")
 _BIGINT = Struct("!iq")
-_HEADER = Struct("!iiiii")  # dimensions, has nulls, type of the elements, length, lower bound
+_HEADER = Struct("!iii")  # dimensions, has nulls, type of the elements
+_DIMENSION = Struct("!ii")  # length, lower bound
 
 _LONGEST_NAME = 128
 
@@ -104,29 +106,36 @@ def boolean(value: bool) -> Encoded:
     return Encoded(b"\x01" if value else b"\x00")
 
 
-def array(element: int, fields: Sequence[bytes]) -> Encoded:
-    """An array of elements of the type `element` (`TEXT`, `BYTEA`, `INTEGER`, `BIGINT`, `BOOLEAN` or `UUIDS`)."""
+def array(element: int, fields: Sequence[bytes], *, width: int = 1) -> Encoded:
+    """An array of elements of the type `element` (`TEXT`, `BYTEA`, `INTEGER`, `BIGINT`, `BOOLEAN` or `UUIDS`); where
+    each field is of `width` elements, of two dimensions."""
     if not fields:
         return _empty(element)
-    return Encoded(_HEADER.pack(1, 1, element, len(fields), 1) + b"".join(fields))
+    dimensions = _DIMENSION.pack(len(fields), 1)
+    if width > 1:
+        dimensions += _DIMENSION.pack(width, 1)
+    return Encoded(_HEADER.pack(len(dimensions) // _DIMENSION.size, 1, element) + dimensions + b"".join(fields))
 
 
 @lru_cache
 def _empty(element: int) -> Encoded:
-    return Encoded(_HEADER.pack(0, 0, element, 0, 0)[:12])
+    return Encoded(_HEADER.pack(0, 0, element))
 
 
 class Columns:
     """Rows of one kind as parameters: one array for each column, named `<prefix>_<column>`."""
 
-    def __init__(self, prefix: str, **types: int) -> None:
-        """The types of the elements, by column."""
-        self._arrays = [(f"{prefix}_{column}", element) for column, element in types.items()]
-        self._of_none = {name: array(element, ()) for name, element in self._arrays}
+    def __init__(self, prefix: str, *, width: Mapping[str, int] = MappingProxyType({}), **types: int) -> None:
+        """The types of the elements, by column; and how many make a field, where it is more than one."""
+        self._arrays = [(f"{prefix}_{column}", element, width.get(column, 1)) for column, element in types.items()]
+        self._of_none = {name: array(element, ()) for name, element, _ in self._arrays}
 
     def of(self, rows: Collection[Sequence[bytes]]) -> Mapping[str, Encoded]:
         """The parameters for rows of encoded fields, in the order of the columns."""
         if not rows:
             return self._of_none
         fields = zip(*rows, strict=True)
-        return {name: array(element, column) for (name, element), column in zip(self._arrays, fields, strict=True)}
+        return {
+            name: array(element, column, width=width)
+            for (name, element, width), column in zip(self._arrays, fields, strict=True)
+        }

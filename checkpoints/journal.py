@@ -186,10 +186,10 @@ class PostgresJournal:
         await self._writer.admit()
         facts = _outcome_facts(owner, outcome)
         stored = self._database.documents.sealed(CALLS, owner.tenant_id, outcome.call_id, facts)
-        response, record = stored.pop("response"), opened.record
+        record = opened.record
         reserved, used = amounts(usage_to_json(record.reservation)), amounts(facts["used"])
         records = Records(
-            closes=[close_row(outcome.call_id, {**stored, "budgets": opened.budgets}, response)],
+            closes=[close_row(stored, opened.budgets)],
             events=[event_row(event, owner.attempt, call_id=outcome.call_id)],
             moves=[Move(opened.budgets, reserved=reserved, used=used)],
         )

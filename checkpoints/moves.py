@@ -7,14 +7,8 @@ from holdfast.checkpoints.arrays import BIGINT, TEXT, UUIDS, Columns, Encoded, b
 from holdfast.contracts.ids import BudgetId, TenantId
 
 _AMOUNTS = ("model_calls", "tool_calls", "tokens", "cost")
-_MOVED = Columns(
-    "moved",
-    budget=UUIDS,
-    tenant=TEXT,
-    opens=BIGINT,
-    unpriced=BIGINT,
-    **{f"{sort}_{amount}": BIGINT for sort in ("asked", "held", "spent") for amount in _AMOUNTS},
-)
+_MOVED = Columns("moved", budget=UUIDS, tenant=TEXT, opens=BIGINT, unpriced=BIGINT, asked=BIGINT, held=BIGINT,
+                 spent=BIGINT, width=dict.fromkeys(("asked", "held", "spent"), len(_AMOUNTS)))  # fmt: skip
 Amounts = Sequence[int | None]
 """Of each of those. An unknown cost is None."""
 
@@ -62,7 +56,8 @@ class _Sums:
             self.unpriced += move.used[-1] is None
 
     def row(self, *budget: bytes) -> Sequence[bytes]:
-        return *budget, *map(bigint_field, (self.opens, self.unpriced, *self.asked, *self.held, *self.spent))
+        amounts = (b"".join(map(bigint_field, each)) for each in (self.asked, self.held, self.spent))
+        return *budget, bigint_field(self.opens), bigint_field(self.unpriced), *amounts
 
 
 def move_columns(

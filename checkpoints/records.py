@@ -36,7 +36,8 @@ _OPENS = Columns("open", slot=INTEGER, call=UUIDS, thread=UUIDS, key=TEXT, names
                  checkpoint=TEXT, kind=TEXT, name=TEXT, occurrence=INTEGER, fork=TEXT, agent=TEXT, digest=TEXT,
                  request=BYTEA, effect=TEXT, idempotent=BOOLEAN, budgets=TEXT, reserved=TEXT, model=TEXT, prompt=TEXT,
                  policy=TEXT, timeout=BIGINT)  # fmt: skip
-_CLOSES = Columns("close", slot=INTEGER, call=UUIDS, doc=TEXT, content=BYTEA)
+_CLOSES = Columns("close", slot=INTEGER, call=UUIDS, thread=UUIDS, budgets=TEXT, status=TEXT, used=TEXT, response=BYTEA,
+                  error_type=TEXT, error_message=TEXT, error_facts=TEXT, latency=BIGINT)  # fmt: skip
 _NO_FACTS = bytes_field(b"{}")
 _STEP = text_field(EventKind.NODE_STARTED)
 
@@ -126,7 +127,7 @@ def open_row(facts: Mapping[str, Any]) -> Row:
         bytes_field(facts["request"]),
         text_field(facts["effect"]),
         boolean_field(facts["idempotent"]),
-        text_field(f"{{{','.join(facts['budgets'])}}}"),
+        _ids(facts["budgets"]),
         json_field(facts["reserved"]),
         _optional(facts["model"]),
         _optional(facts["prompt_version"]),
@@ -135,9 +136,21 @@ def open_row(facts: Mapping[str, Any]) -> Row:
     )
 
 
-def close_row(call_id: str, facts: Mapping[str, Any], response: bytes | None) -> Row:
-    """What is written of a call that is closed: as JSON, and its response as it is."""
-    return uuid_field(call_id), json_field(facts), NULL if response is None else bytes_field(response)
+def close_row(facts: Mapping[str, Any], budgets: Sequence[str]) -> Row:
+    """The row of a call that is closed, with the budgets that it was opened with."""
+    response = facts["response"]
+    return (
+        uuid_field(facts["call_id"]),
+        uuid_field(facts["thread_id"]),
+        _ids(budgets),
+        text_field(facts["status"]),
+        json_field(facts["used"]),
+        NULL if response is None else bytes_field(response),
+        _optional(facts["error_type"]),
+        _optional(facts["error_message"]),
+        json_field(facts["error_facts"]),
+        bigint_field(facts["latency_ms"]),
+    )
 
 
 def record_columns(batch: Iterable[tuple[int, Records]]) -> Mapping[str, Encoded]:
@@ -149,6 +162,11 @@ def record_columns(batch: Iterable[tuple[int, Records]]) -> Mapping[str, Encoded
         **_OPENS.of([(slot, *row) for slot, records in slotted for row in records.opens]),
         **_CLOSES.of([(slot, *row) for slot, records in slotted for row in records.closes]),
     }
+
+
+def _ids(ids: Sequence[str]) -> bytes:
+    """A `uuid[]`, as one text."""
+    return text_field(f"{{{','.join(ids)}}}")
 
 
 def _optional(text: str | None) -> bytes:

@@ -2,18 +2,20 @@
 
 import asyncio
 import operator
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from inspect import isawaitable
 from typing import Annotated, Any, LiteralString
+from uuid import UUID
 
 import psycopg
 import pytest
 from fix_database import DatabaseUrls
 from fix_proxy import Proxy
 from governing import Desk, raising
+from langgraph.checkpoint.serde.types import ERROR
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
@@ -252,8 +254,9 @@ async def test_answers_that_never_came_are_asked_for_again_and_nothing_is_writte
         owner = await scene.running()
         await scene.store.events.append(owner, [EventDraft(kind=EventKind.TOOL_REFUSED, node="before")])
         wanted = intent(owner)
-        proxy.lose_answer(wanted.call_id.encode(), cut=True)
+        proxy.lose_answer(UUID(wanted.call_id).bytes, cut=True)
         assert isinstance(await scene.store.journal.open(owner, wanted, event=INTENDED), Fresh)
+        assert proxy.answers_lost == 1
         proxy.lose_answer(b"the answer", cut=True)
         closed = await scene.store.journal.close(
             owner, outcome(wanted.call_id, response={"text": "the answer"}), event=RETURNED
@@ -320,21 +323,41 @@ async def test_a_flush_that_is_sent_again_while_the_first_is_under_way_is_known(
     await assert_invariants(database)
 
 
-async def test_a_flush_that_arrives_after_what_was_sent_in_its_place_writes_nothing(scene: Scene, database: Database):
-    owners = [await scene.running() for _ in range(2)]
+def taped(database: Database) -> list[Callable[[], Awaitable[Any]]]:
+    """What the writer sends from now on, to be sent again."""
     line, sent = database.writer._line, []
     really_run = line.run
 
     async def run(query: LiteralString, parameters: Any, *, tenants: Any) -> Any:
-        sent.append((query, parameters, tenants))
-        return await really_run(query, parameters, tenants=tenants)
+        sent.append(partial(really_run, query, parameters, tenants=tenants))
+        return await sent[-1]()
 
     line.run = run  # type: ignore[method-assign]
+    return sent
+
+
+async def test_a_flush_that_arrives_after_what_was_sent_in_its_place_writes_nothing(scene: Scene, database: Database):
+    owners = [await scene.running() for _ in range(2)]
+    sent = taped(database)
     await asyncio.gather(*(scene.store.events.append(owner, told("first")) for owner in owners))
     await asyncio.gather(*(scene.store.events.append(owner, told("second")) for owner in owners))
-    for query, parameters, tenants in sent:
-        await really_run(query, parameters, tenants=tenants)
+    for send in sent:
+        await send()
     assert [await nodes(scene, owner) for owner in owners] == [["first", "second"]] * 2
+    await assert_invariants(database)
+
+
+async def test_a_write_that_arrives_after_the_one_that_replaced_it_replaces_nothing(
+    scene: Scene, database: Database, database_urls: DatabaseUrls
+):
+    owner = await scene.running()
+    saver, sent = saver_for(database, owner), taped(database)
+    config = {"configurable": {"thread_id": owner.thread_id, "checkpoint_ns": "", "checkpoint_id": "0001"}}
+    for value in ("first", "second"):
+        await saver.aput_writes(config, [(ERROR, value)], "task")
+    await sent[0]()
+    found = "select position('first'::bytea in blob) > 0, position('second'::bytea in blob) > 0 from checkpoint_writes"
+    assert await rows(database_urls, found) == [(False, True)]
     await assert_invariants(database)
 
 

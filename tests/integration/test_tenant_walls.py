@@ -163,7 +163,7 @@ class TestSeveralTenants:
         assert trial.leaks != []
 
     def test_change_is_found_where_a_flush_may_be_of_any_tenant(self, told: Told, trial: Court) -> None:
-        lax = trial.without_tenants("flush_v1")
+        lax = trial.without_tenants("flush_v2")
         for sent in sent_together(told):
             if sent.name == "writer.flush":
                 trial.try_among_others(sent, FOR_WHOM, first=(lax,))
