@@ -28,7 +28,7 @@ from holdfast.graphs.signature import signature
 from holdfast.nodes.bridge import in_thread, on_loop
 from holdfast.nodes.langchain import carry_langchain
 from holdfast.nodes.middleware import around
-from holdfast.nodes.place import NodeKind, Place, drop_writes
+from holdfast.nodes.place import NodeKind, Place, drop_writes, standing_at
 from holdfast.nodes.session import session_of
 from holdfast.policies.compatibility import Compatibility
 
@@ -243,7 +243,8 @@ class GovernedBranch:
     async def aroute(self, input: Any, config: RunnableConfig, **injected: Any) -> Any:  # noqa: A002
         """LangGraph's `_aroute`, governed."""
         try:
-            return await around(self.place, config, lambda: self.spec._aroute(input, config, **injected))  # noqa: SLF001
+            with standing_at(config):
+                return await around(self.place, config, lambda: self.spec._aroute(input, config, **injected))  # noqa: SLF001
         except BaseException:
             drop_writes(config)
             raise

@@ -3,7 +3,8 @@
 All that we read of LangGraph's inside is read here. Keys and shapes are those of 1.2.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +55,17 @@ def live(config: RunnableConfig | None = None) -> dict[str, Any]:
     if _TASK_ID in here or config is None:
         return here
     return config.get("configurable") or {}
+
+
+@contextmanager
+def standing_at(config: RunnableConfig) -> Iterator[None]:
+    """Lets the block stand in the task of `config`. LangGraph runs a node's body so, but its conditional edges as what
+    called their graph: the node of another graph, whose calls and questions are not the edge's."""
+    token = var_child_runnable_config.set(config)
+    try:
+        yield
+    finally:
+        var_child_runnable_config.reset(token)
 
 
 def task_id_of(config: RunnableConfig) -> str:

@@ -19,7 +19,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.runs import RunStatus
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
-from holdfast.nodes.context import RunContext
+from holdfast.nodes.context import RunContext, current
 from holdfast.runtime.entropy import SystemIds
 
 
@@ -247,3 +247,30 @@ async def test_answers_do_not_mix_on_postgres_either(database):
     with raising(attempt):
         assert attempt.output["log"] == [{"paid": "A"}, "red", {"paid": "C"}]
     assert till.paid == ["A", "C"]
+
+
+async def test_call_in_a_conditional_edge_is_asked_about_wherever_its_graph_is():
+    async def node(state: State) -> dict:
+        return {"log": ["node"]}
+
+    async def paying(state: State) -> str:
+        await current().tools.call("pay", {"order": "A"})
+        return "__end__"
+
+    def edged() -> StateGraph:
+        builder = StateGraph(State).add_node("node", node).add_edge(START, "node")
+        return builder.add_conditional_edges("node", paying, ["__end__"])
+
+    inner = edged().compile()
+
+    async def calling(state: State, runtime: Runtime[RunContext]) -> dict:
+        await runtime.context.tools.call("look", {"order": "A"})
+        return {"log": (await inner.ainvoke({"x": "1"}))["log"]}
+
+    for builder in (edged(), StateGraph(State, context_schema=RunContext).add_node(calling).add_edge(START, "calling")):
+        till = Till()
+        graph = govern(builder.compile(), name="edged", tools=till.tools)
+        attempt = await answered(await Desk().start(graph, {"x": "1"}), ("approve", {}))
+        with raising(attempt):
+            assert attempt.output["log"] == ["node"]
+        assert till.paid == ["A"]

@@ -42,12 +42,14 @@ class World:
             """Look at an order."""
             return {"seen": order}
 
+        self.tools = [pay, look]
+
         async def node(state: State, runtime: Runtime[RunContext]) -> State:
             ask = self._asks.pop(0) if len(self._asks) > 1 else self._asks[0]
             return {"log": [await ask(runtime.context.tools)]}
 
         builder = StateGraph(State, context_schema=RunContext).add_node("node", node).add_edge(START, "node")
-        self.graph = govern(builder.compile(), name="world", tools=[pay, look])
+        self.graph = govern(builder.compile(), name="world", tools=self.tools)
 
 
 @pytest.fixture
@@ -172,3 +174,25 @@ async def test_calls_side_by_side_are_not_missed_before_they_have_had_their_turn
     with raising(again):
         assert again.output == {"log": [[{"paid": "A"}, {"paid": "B"}, {"paid": "C"}]]}
     assert sorted(world.paid) == ["A", "B", "C", "first"]
+
+
+async def test_edge_of_a_graph_that_a_node_calls_does_not_answer_for_what_the_node_does(desk: Desk):
+    world = World(looking)
+
+    async def asks(state: State) -> State:
+        return {"log": [interrupt("which colour?")]}
+
+    builder = StateGraph(State).add_node("asks", asks).add_node("end", asks).add_edge(START, "asks")
+    colours = builder.add_conditional_edges("asks", lambda _: "__end__", ["end", "__end__"]).compile()
+
+    async def node(state: State, runtime: Runtime[RunContext]) -> State:
+        paid = (await runtime.context.tools.call("pay", {"order": "A"})).output
+        return {"log": [paid, (await colours.ainvoke({"log": []}))["log"]]}
+
+    outer = StateGraph(State, context_schema=RunContext).add_node("node", node).add_edge(START, "node")
+    graph = govern(outer.compile(), name="outer", tools=world.tools)
+    last = await decided(await desk.start(graph, {"log": []}), "respond", value="red")
+    assert await last.inbox() == []
+    with raising(last):
+        assert last.output == {"log": [{"paid": "A"}, ["red"]]}
+    assert world.paid == ["A"]
