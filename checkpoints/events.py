@@ -10,7 +10,7 @@ from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, event_row
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.chain import Head, Link
-from holdfast.contracts.errors import InvariantViolated
+from holdfast.contracts.errors import InvariantViolated, PermanentDependency
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, uuid_text
 from holdfast.contracts.ports import Ids
@@ -127,4 +127,15 @@ def _records(owner: Owner, events: Sequence[EventDraft]) -> Records:
 
 
 def _event(row: dict[str, Any]) -> Event:
-    return Event(**row | {"kind": EventKind(row["kind"]), "payload": json.loads(row["payload"])})
+    run_id, seq = row["run_id"], row["seq"]
+    try:
+        if row["at"] is None:
+            raise ValueError("its time is no instant")
+        return Event(**row | {"kind": EventKind(row["kind"]), "payload": json.loads(row["payload"])})
+    except ValueError as error:
+        raise PermanentDependency(
+            f"event {seq} of run {run_id} cannot be read: {error}. It was altered, or written by a newer version; "
+            f"`holdfast events {run_id} --verify` tells which",
+            run_id=run_id,
+            seq=seq,
+        ) from error

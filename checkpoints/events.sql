@@ -35,24 +35,27 @@ select run_id, seq, tenant_id, at, attempt, kind, node, task_id, call_id, trace_
   from chained;
 
 -- name: read_events
--- A run's events after a number, in order.
-select tenant_id, run_id::text, seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload
+-- A run's events after a number, in order. A time outside of years that Python knows is none of ours, and comes as null.
+select tenant_id, run_id::text, seq, case when at between '0002-01-01' and '9998-12-31' then at end as at,
+       attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload
   from events
  where tenant_id = %(tenant_id)s and run_id = %(run_id)s and seq > %(after)s
  order by seq
  limit %(limit)s;
 
 -- name: latest_event
--- A run's last event of a kind.
-select tenant_id, run_id::text, seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload
+-- A run's last event of a kind; the time as when events are read.
+select tenant_id, run_id::text, seq, case when at between '0002-01-01' and '9998-12-31' then at end as at,
+       attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload
   from events
  where tenant_id = %(tenant_id)s and run_id = %(run_id)s and kind = %(kind)s
  order by seq desc
  limit 1;
 
 -- name: read_links
--- A run's events after a number as the chain has them, in order.
-select seq, at, attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload, hash
+-- A run's events after a number as the chain has them, in order; the time as when events are read.
+select seq, case when at between '0002-01-01' and '9998-12-31' then at end as at,
+       attempt, kind, node, task_id, call_id::text, trace_id, span_id, payload, hash
   from events
  where tenant_id = %(tenant_id)s and run_id = %(run_id)s and seq > %(after)s
  order by seq

@@ -22,7 +22,8 @@ class Link:
     """An event as its run's chain has it. Its payload is unread: what was hashed are bytes."""
 
     seq: int
-    at: datetime
+    at: datetime | None
+    """None: an instant that no event of ours can have."""
     attempt: int
     kind: str
     node: str | None
@@ -76,7 +77,7 @@ def chained(previous: bytes, run_id: RunId, link: Link) -> bytes:
     fields = (
         UUID(run_id).bytes,
         pack("!q", link.seq),
-        pack("!q", (link.at - _ERA) // timedelta(microseconds=1)),
+        None if link.at is None else pack("!q", (link.at - _ERA) // timedelta(microseconds=1)),
         pack("!i", link.attempt),
         _text(link.kind),
         _text(link.node),

@@ -1,9 +1,12 @@
 """Chains in Postgres are verified page by page, while runs go on."""
 
 import asyncio
+from typing import LiteralString
 
+import pytest
 from fix_house import House, event
 
+from holdfast.contracts.errors import PermanentDependency
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import TenantId
 from holdfast.runtime.verification import verified, verified_all
@@ -49,3 +52,27 @@ async def test_every_run_of_the_tenant_is_verified_and_nobody_elses(house: House
     assert found[runs[0]] is None
     assert found[runs[1]] == "the head is missing"
     assert found[runs[2]].startswith("event 1 is missing")
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "294276-12-31 UTC", "4713-01-01 BC UTC"])
+async def test_event_with_a_time_that_no_clock_shows_breaks_its_own_chain_alone(house: House, time: str) -> None:
+    altered, other = sorted([(await house.runs.admit(house.request())).run_id for _ in "ab"])
+    await house.shift("update events set at = %s where run_id = %s", time, altered)
+    found = [one async for one in verified_all(house.events, ACME)]
+    assert [(one.run_id, one.broken_at) for one in found] == [(altered, 1), (other, None)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update events set kind = 'run.invented' where run_id = %s",
+        "update events set payload = 'no document' where run_id = %s",
+        "update events set payload = '\\xff' where run_id = %s",
+        "update events set at = 'infinity' where run_id = %s",
+    ],
+)
+async def test_event_that_was_made_unreadable_says_where_to_look(house: House, change: LiteralString) -> None:
+    run_id = (await house.runs.admit(house.request())).run_id
+    await house.shift(change, run_id)
+    with pytest.raises(PermanentDependency, match=rf"event 1 of run {run_id} cannot be read.*events {run_id} --verify"):
+        await house.events.read(ACME, run_id)
