@@ -247,6 +247,20 @@ class FencedSaver(AsyncPostgresSaver):
             async with self._fenced(snapshot=True) as cursor:
                 await keep_latest(cursor, thread)
 
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        return self._blocking(self.aput(config, checkpoint, metadata, new_versions))
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        self._blocking(self.aput_writes(config, writes, task_id, task_path))
+
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         self._blocking(self.adelete_for_runs(run_ids))
 
@@ -292,8 +306,23 @@ class FencedSaver(AsyncPostgresSaver):
             yield cursor
 
     def _blocking(self, work: Coroutine[Any, Any, T]) -> T:
-        """For a thread beside the loop, as the base class's synchronous methods."""
+        """For a thread beside the loop, as the base class's synchronous methods. In the loop itself it would wait for
+        ever: for what only this loop can do."""
+        if _runs(self.loop):
+            work.close()
+            raise asyncio.InvalidStateError(
+                "a synchronous method of the saver would wait for the loop that it was called in: await the asynchronous "
+                "one, whose name begins with an `a`"
+            )
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+
+def _runs(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is called in the loop."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

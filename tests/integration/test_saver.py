@@ -386,6 +386,24 @@ async def test_synchronous_methods_serve_a_thread_beside_the_loop(house: House) 
 
 
 @in_the_clear
+@pytest.mark.timeout(30)
+async def test_synchronous_methods_refuse_the_loop_that_they_would_wait_for(house: House) -> None:
+    saver = await holding(house)
+    place: RunnableConfig = {"configurable": {"thread_id": "t1", "checkpoint_ns": "", "checkpoint_id": "c1"}}
+    for method, given in (
+        (saver.get_tuple, (on("t1"),)),
+        (saver.put, (place, empty_checkpoint(), {}, {})),
+        (saver.put_writes, (place, [("trail", ["a"])], "task")),
+        (saver.copy_thread, ("t1", "t2")),
+        (saver.delete_for_runs, (["nobody's"],)),
+        (saver.prune, (["t1"],)),
+        (saver.delete_thread, ("t1",)),
+    ):
+        with pytest.raises(asyncio.InvalidStateError):
+            method(*given)  # type: ignore[operator]
+
+
+@in_the_clear
 async def test_tables_are_those_of_langgraphs_own_setup(database: Database, empty_database: DatabaseUrls) -> None:
     """A new version of the checkpoint library that changes its tables needs a migration of ours."""
     with psycopg.connect(empty_database.admin, autocommit=True) as conn:
