@@ -4,7 +4,8 @@ Everything here blocks; from a loop call it through `asyncio.to_thread`. What th
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -59,13 +60,13 @@ def upgrade(
     may run at once. A migration whose tables are locked asks again for `wait_seconds`, and holds nobody up meanwhile;
     `tell` is called with a line that says whom it waits for.
 
-    Raises `ConfigurationError` when the database was changed by other code, when the roles are missing and the owner
-    may not make them, and when a post migration would pull the ground from under a connected process of an older
-    version; `StoreUnavailable` when there is no server, when a table stays locked, or when another upgrade is under way
-    for longer than ten minutes.
+    Raises `ConfigurationError` when the login is not the owner's, when the database was changed by other code, when the
+    roles are missing and the owner may not make them, and when a post migration would pull the ground from under a
+    connected process of an older version; `StoreUnavailable` when there is no server, when a table stays locked, or
+    when another upgrade is under way for longer than ten minutes.
     """
     asking = Persistence(tell, lambda: _connected(owner_url))
-    with translating(), _connected(owner_url) as conn:
+    with translating(), _connected(owner_url) as conn, _as_owner(conn):
         asking.until_done(conn, "this upgrade", partial(_take_our_turn, conn), seconds=_TURN_SECONDS)
         _ensure_roles(conn)
         with conn.transaction():
@@ -110,6 +111,18 @@ def _connected(url: str) -> psycopg.Connection[dict[str, Any]]:
         options=_OPTIONS,
         application_name="holdfast db upgrade",
     )
+
+
+@contextmanager
+def _as_owner(conn: psycopg.Connection[dict[str, Any]]) -> Iterator[None]:
+    """What a login is refused here is the owner's to do, and no upgrade by the same login helps."""
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigurationError(
+            f"the login {conn.info.user!r} may not do this ({error.diag.message_primary}); HOLDFAST_OWNER_DATABASE_URL "
+            "must name the login that owns the tables, never the application's"
+        ) from error
 
 
 def _take_our_turn(conn: psycopg.Connection[dict[str, Any]]) -> None:

@@ -164,6 +164,12 @@ def test_owner_who_may_make_roles_makes_them(bare_database: DatabaseUrls) -> Non
     assert upgrade(bare_database.owner) == migrations()
 
 
+def test_upgrade_by_a_login_that_does_not_own_the_database_is_told_so(empty_database: DatabaseUrls) -> None:
+    with pytest.raises(ConfigurationError, match=r"'holdfast_app'.*HOLDFAST_OWNER_DATABASE_URL") as refused:
+        upgrade(empty_database.app)
+    assert "run: holdfast db upgrade" not in str(refused.value)
+
+
 def test_app_does_not_have_the_engines_rights_by_itself(database_urls: DatabaseUrls) -> None:
     query = """select pg_has_role('holdfast_app', 'holdfast_engine', 'USAGE'),
                       pg_has_role('holdfast_app', 'holdfast_engine', 'SET')"""
