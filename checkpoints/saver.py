@@ -311,8 +311,8 @@ class FencedSaver(AsyncPostgresSaver):
         if _runs(self.loop):
             work.close()
             raise asyncio.InvalidStateError(
-                "a synchronous method of the saver would wait for the loop that it was called in: await the asynchronous "
-                "one, whose name begins with an `a`"
+                "a synchronous method of the saver would wait for the loop that it was called in: await the "
+                "asynchronous one, whose name begins with an `a`"
             )
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
