@@ -82,22 +82,21 @@ class WriterTerms:
 class Handed:
     """What somebody has handed in to be written as one."""
 
-    __slots__ = ("done", "ended", "number", "pen", "records", "rows")
+    __slots__ = ("done", "ended", "length", "number", "pen", "records", "rows", "size")
 
     def __init__(self, pen: Pen, rows: Rows, records: Records, done: asyncio.Future[datetime | None] | None) -> None:
         self.pen = pen
         self.rows = rows
         self.records = records
         self.done = done
+        self.length = len(rows) + len(records)
+        """In rows."""
+        self.size = rows.size + records.size
+        """In bytes."""
         self.number = 0
         """Greater than those of all that was handed in before."""
         self.ended = False
         pen.pending += 1
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.rows.size + self.records.size
 
     @property
     def calls_alone(self) -> bool:
@@ -108,9 +107,6 @@ class Handed:
         """Whether something of it is counted on one of these."""
         paying = (budget for move in self.records.moves for budget in move.budgets)
         return not budgets.isdisjoint(paying) or (self.records.steps and self.pen.owner.run_id in budgets)
-
-    def __len__(self) -> int:
-        return len(self.rows) + len(self.records)
 
     def succeed(self, committed_at: datetime) -> None:
         if (waiter := self._end()) is not None:
@@ -272,7 +268,7 @@ class CheckpointWriter:
     def _queue_up(self, write: "Handed") -> None:
         write.number = next(self._numbers)
         self._queue.append(write)
-        self._queued_rows += len(write)
+        self._queued_rows += write.length
         self._queued_bytes += write.size
 
     @property
@@ -281,7 +277,7 @@ class CheckpointWriter:
 
     def _let_go(self, writes: Iterable[Handed]) -> None:
         for write in writes:
-            self._queued_rows -= len(write)
+            self._queued_rows -= write.length
             self._queued_bytes -= write.size
         self._less.set()
 
@@ -318,7 +314,7 @@ class CheckpointWriter:
             if write.pen not in taken and len(taken) == most:
                 left.append(self._queue.popleft())
                 continue
-            rows, size = rows + len(write), size + write.size
+            rows, size = rows + write.length, size + write.size
             if batch and (rows > self._terms.batch_rows or size > self._terms.batch_bytes):
                 break
             taken.add(write.pen)
