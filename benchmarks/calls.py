@@ -7,7 +7,9 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -19,6 +21,7 @@ from psycopg_pool import AsyncConnectionPool
 from benchmarks.measuring import Measured, Rounds, quantile, table
 from benchmarks.servers import durable_server, our_database
 from holdfast.checkpoints.database import Database, PoolSizes
+from holdfast.checkpoints.journal import PostgresJournal
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.calls import CallIdentity, CallIntent, CallOutcome, CallSite, OutcomeStatus
 from holdfast.contracts.canonical import digest
@@ -30,8 +33,9 @@ from holdfast.contracts.tenancy import Tenant, TenantContext
 from holdfast.contracts.tools import Effect
 from holdfast.runtime.entropy import SystemIds
 
-OURS, ROWS = "the journal", "one INSERT and one UPDATE, autocommit, pool of 20"
-ALONE = "what the journal does, in two transactions of each call's own, pool of 20"
+OURS = "the journal"
+ALONE = "each alone: the same records by the same statements, one for each intent and each outcome, 20 connections"
+ROWS = "bare rows: one INSERT and one UPDATE, without fence, budgets, events and chain, pool of 20"
 REQUEST, RESPONSE = {"text": "q" * 580}, {"text": "a" * 880}
 ONE = Usage(model_calls=1, tokens_used=100)
 INTENDED = EventDraft(kind=EventKind.MODEL_INTENDED, node="node")
@@ -138,13 +142,29 @@ def journalled(store: PostgresStore, calls: Iterable[Prepared]) -> Call:
     return call
 
 
-def alone(store: PostgresStore, calls: Iterable[Prepared]) -> Call:
-    """Fence, budgets, event and chain for each call by itself: the way that calls out of the ordinary go."""
+@asynccontextmanager
+async def lone_journals(database: Database, number: int) -> AsyncIterator[Sequence[PostgresJournal]]:
+    """Journals on the same database, each with a writer and a connection of its own."""
+    each = [copy(database) for _ in range(number)]
+    for database in each:
+        database.writer = database._new_writer()  # noqa: SLF001
+    try:
+        yield [PostgresJournal(database, SystemIds()) for database in each]
+    finally:
+        await asyncio.gather(*(database.writer.close() for database in each))
+
+
+def alone(journals: Iterable[PostgresJournal], calls: Iterable[Prepared]) -> Call:
+    """The same records in the same statements, autocommitted: a journal has one call at a time."""
+    free = asyncio.LifoQueue[PostgresJournal]()
+    for journal in journals:
+        free.put_nowait(journal)
 
     async def call(number: int) -> None:
-        each = next(coming)
-        await store.journal._open_alone(each.owner, each.intent, INTENDED)  # noqa: SLF001
-        await store.journal._close_alone(each.owner, each.outcome, RETURNED)  # noqa: SLF001
+        each, journal = next(coming), await free.get()
+        await journal.open(each.owner, each.intent, event=INTENDED)
+        await journal.close(each.owner, each.outcome, event=RETURNED)
+        free.put_nowait(journal)
 
     coming = iter(calls)
     return call
@@ -171,9 +191,10 @@ async def bench(rounds: int, loads: Sequence[int] = (1, 8, 32, 128)) -> str:
         store = PostgresStore(database, SystemIds())
         held = await owners(store, max(loads))
         settings = {"autocommit": True, "prepare_threshold": 0}
-        async with AsyncConnectionPool(
-            our_database(server), min_size=20, max_size=20, kwargs=settings, open=False
-        ) as pool:
+        async with (
+            lone_journals(database, 20) as journals,
+            AsyncConnectionPool(our_database(server), min_size=20, max_size=20, kwargs=settings, open=False) as pool,
+        ):
             async with pool.connection() as conn:
                 await conn.execute(
                     "create table plain_calls (key uuid primary key, run int, request bytea, response bytea)"
@@ -181,13 +202,17 @@ async def bench(rounds: int, loads: Sequence[int] = (1, 8, 32, 128)) -> str:
             for load in loads:
                 calls = max(200, min(3000, 60 * load))
                 ready, others = [await prepared(store, held[:load], calls * (rounds + 1)) for _ in range(2)]
-                alternatives = {OURS: journalled(store, ready), ROWS: two_statements(pool), ALONE: alone(store, others)}
+                alternatives = {
+                    OURS: journalled(store, ready),
+                    ALONE: alone(journals, others),
+                    ROWS: two_statements(pool),
+                }
                 cells = {name: partial(measure, call, calls=calls, at_once=load) for name, call in alternatives.items()}
                 await Rounds().play(cells, 1)  # to warm up
                 await found[load].play(cells, rounds)
         replayed = await _replayed(store, held[0])
-    rows = [_row(load, name, found[load]) for load in loads for name in (OURS, ROWS, ALONE)]
-    header = ["calls at once", "how", "calls/s", "to the two statements", "p50, ms", "p99, ms"]
+    rows = [_row(load, name, found[load]) for load in loads for name in (OURS, ALONE, ROWS)]
+    header = ["calls at once", "how", "calls/s", "to each alone", "to bare rows", "p50, ms", "p99, ms"]
     return f"{table(header, rows)}\n\n{replayed}"
 
 
@@ -214,12 +239,17 @@ async def _replayed(store: PostgresStore, owner: Owner) -> str:
 
 
 def _row(load: int, name: str, found: Rounds) -> list[str]:
-    low, high = found.range_of_ratio(name, ROWS)
     return [
         str(load),
         name,
         f"{found.per_second(name):.0f}",
-        f"**{found.ratio(name, ROWS):.2f}** ({low:.2f} to {high:.2f})",
+        _ratio(found, name, ALONE),
+        _ratio(found, name, ROWS),
         f"{found.p50_ms(name):.1f}",
         f"{found.p99_ms(name):.1f}",
     ]
+
+
+def _ratio(found: Rounds, name: str, to: str) -> str:
+    low, high = found.range_of_ratio(name, to)
+    return f"**{found.ratio(name, to):.2f}** ({low:.2f} to {high:.2f})"

@@ -153,10 +153,9 @@ class Database:
         self._app = self._pool("app", self._dsn, sizes.app)
         self._engine_dsn = _with_option(self._dsn, "role", "holdfast_engine")
         self._engine = self._pool("engine", self._engine_dsn, sizes.engine)
-        planned_once = _with_option(self._dsn, "plan_cache_mode", "force_generic_plan")
-        self.reader = CheckpointReader(self._line(planned_once))
+        self.reader = CheckpointReader(self._line(_planned_once(self._dsn)))
         """The latest checkpoints, read together."""
-        self.writer = CheckpointWriter(self._line(_for_writing(planned_once, terms)))
+        self.writer = self._new_writer()
         """What the runs of this process have to write, written together."""
 
     async def __aenter__(self) -> Self:
@@ -345,6 +344,9 @@ class Database:
         with hanging_up_after(conn, self._terms.transaction_seconds):
             yield
 
+    def _new_writer(self) -> CheckpointWriter:
+        return CheckpointWriter(self._line(_for_writing(_planned_once(self._dsn), self._terms)))
+
     def _line(self, dsn: str) -> Line:
         # The server itself ends a statement that takes too long, and says so: what says nothing then is deaf.
         answer = self._terms.statement_seconds + _ANSWER_GRACE_SECONDS
@@ -402,6 +404,10 @@ def _with_timeouts(dsn: str, terms: StoreTerms) -> str:
     }.items():
         dsn = _with_option(dsn, option, value)
     return dsn
+
+
+def _planned_once(dsn: str) -> str:
+    return _with_option(dsn, "plan_cache_mode", "force_generic_plan")
 
 
 def _for_writing(dsn: str, terms: StoreTerms) -> str:
