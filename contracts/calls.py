@@ -14,7 +14,7 @@ from holdfast.contracts.limits import Usage
 from holdfast.contracts.tools import Effect
 
 CallKind = Literal["model", "tool"]
-Turn = tuple[str, int]
+Turn = tuple[str, str]
 """A task, and which execution of it."""
 
 
@@ -27,9 +27,9 @@ class CallSite:
     task_id: str
     node: str
     checkpoint_id: str | None = None
-    execution: int = field(default=1, compare=False)
-    """How often the task has been begun here, this time included: LangGraph runs a `@task` that failed again inside its
-    node. No part of the identity: a call is the same call whichever time it is made."""
+    execution: str = field(default="", compare=False)
+    """Which time this is that the task runs here: LangGraph runs a `@task` that failed again inside its node. It is no
+    part of the identity: a call is the same call whichever time it is made."""
 
     @property
     def turn(self) -> Turn:

@@ -24,6 +24,7 @@ from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.scope import Scope, current_scope, entered
 from holdfast.nodes.asking import merged
 from holdfast.nodes.inside import fatal_as_itself
+from holdfast.nodes.place import standing_apart
 from holdfast.nodes.session import RunSession, session_of
 from holdfast.policies.budget import share
 from holdfast.telemetry.spans import node_span, trace_ids
@@ -114,7 +115,7 @@ class _Fan:
             own = await self._own_scope(specialist, state)
             task_id = own.locate().task_id
             try:
-                with entered(own), node_span(own):
+                with entered(own), node_span(own), standing_apart(_branch(task_id)):
                     value = await fatal_as_itself(_in_time(specialist, own))
             except GraphInterrupt as pause:
                 return pause
@@ -167,6 +168,11 @@ class _Fan:
     def _failed(self, name: str, task_id: str, error: Exception) -> "SpecialistOutcome[Any]":
         record = translated(error).record(run_id=self.scope.run.run_id, step_name=name)
         return SpecialistOutcome(name=name, task_id=task_id, status="failed", error=record)
+
+
+def _branch(task_id: str) -> str:
+    """The specialist and those above it, without the task: the same on whichever thread the node runs."""
+    return task_id.partition("/")[2]
 
 
 async def _in_time(specialist: Specialist[T], scope: Scope) -> T:

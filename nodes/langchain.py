@@ -25,6 +25,7 @@ from holdfast.nodes.bridge import in_thread, on_loop
 from holdfast.nodes.carried_models import as_chunk, carried_model
 from holdfast.nodes.carried_tools import carried_tool
 from holdfast.nodes.inside import is_asking_model, is_performing, performing
+from holdfast.nodes.retries import carry_retries
 from holdfast.nodes.session import session_of
 from holdfast.nodes.threads import carry_threads
 
@@ -34,6 +35,7 @@ _MARK = "__holdfast_original__"
 def carry_langchain() -> None:
     """See to it that LangChain's models and tools are carried wherever a scope is. Doing it twice changes nothing."""
     carry_threads()
+    carry_retries()
     if hasattr(BaseChatModel._agenerate_with_cache, _MARK):  # noqa: SLF001  # the entry that all ways share
         return
     for owner, name, watch in (

@@ -5,8 +5,11 @@ All that we read of LangGraph's inside is read here. Keys and shapes are those o
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from typing import Any, Literal
+from weakref import ref
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -15,6 +18,7 @@ from langgraph.pregel._algo import task_path_str
 from langgraph.types import _interrupt_id as interrupt_id_at
 
 from holdfast.contracts.calls import CallSite
+from holdfast.contracts.canonical import digest
 from holdfast.contracts.ids import ThreadId
 
 NodeKind = Literal["node", "error_handler", "branch"]
@@ -25,10 +29,13 @@ Locator = Callable[[ThreadId, "Place", RunnableConfig], Callable[[], CallSite]]
 _TASK_ID = "__pregel_task_id"
 _SCRATCHPAD = "__pregel_scratchpad"
 _SEND = "__pregel_send"
+_CALL = "__pregel_call"
 _RUNTIME = "__pregel_runtime"
 _CHECKPOINTER = "__pregel_checkpointer"
 _RESUME = "__resume__"
 _MOST_QUESTIONS = 1000
+_PLACES = 10_000
+"""How many graphs one branch of a task may call, before it comes to the numbers of another."""
 _PUSH, _PULL, _HANDLER = "__pregel_push", "__pregel_pull", "node_error_handler"
 
 
@@ -68,6 +75,36 @@ def standing_at(config: RunnableConfig) -> Iterator[None]:
         var_child_runnable_config.reset(token)
 
 
+def count_anew(config: RunnableConfig) -> None:
+    """Let a task count the graphs and the `@task`s that it calls from the first again. LangGraph knows them, and what
+    they have come to, by these numbers."""
+    pad = config["configurable"][_SCRATCHPAD]
+    for counter in (pad.subgraph_counter, pad.call_counter):
+        counter._counter = None  # noqa: SLF001  # as LangGraph's counters begin
+
+
+@contextmanager
+def standing_apart(branch: str) -> Iterator[None]:
+    """Lets the block count the graphs and the `@task`s that it calls for itself: side by side with other branches,
+    which come to their calls in another order when the node runs again."""
+    here = var_child_runnable_config.get() or {}
+    conf = here.get("configurable") or {}
+    if _SCRATCHPAD not in conf:
+        yield
+        return
+    first = (int(digest(branch)[:8], 16) + 1) * _PLACES
+    pad = replace(
+        conf[_SCRATCHPAD], subgraph_counter=partial(next, count(first)), call_counter=partial(next, count(first))
+    )
+    own: dict[str, Any] = {_SCRATCHPAD: pad}
+    if (call := conf.get(_CALL)) is not None:  # it counts with its task's scratchpad, not with the config's
+        task = call.args[0]()
+        task = replace(task, config={**task.config, "configurable": {**task.config["configurable"], **own}})
+        own[_CALL] = partial(call.func, ref(task), *call.args[1:], **call.keywords)
+    with standing_at({**here, "configurable": {**conf, **own}}):
+        yield
+
+
 def task_id_of(config: RunnableConfig) -> str:
     """The id of a node's own task; not `execution_info`'s, which error handlers inherit from the node that failed."""
     return str(config["configurable"][_TASK_ID])
@@ -75,7 +112,7 @@ def task_id_of(config: RunnableConfig) -> str:
 
 def is_retry(config: RunnableConfig) -> bool:
     """Whether LangGraph runs a node again in the same attempt, after it has failed."""
-    return _execution(config["configurable"]) > 1
+    return bool(_info(config["configurable"], "node_attempt", 1) > 1)
 
 
 def locator(thread_id: ThreadId, place: Place, config: RunnableConfig) -> Callable[[], CallSite]:
@@ -178,9 +215,13 @@ def _checkpoint_id(conf: Mapping[str, Any]) -> str | None:
     return getattr(info, "checkpoint_id", None) or None
 
 
-def _execution(conf: Mapping[str, Any]) -> int:
-    """How often LangGraph has begun the task in this attempt: more than once where it tries a failed one again."""
-    return int(getattr(getattr(conf.get(_RUNTIME), "execution_info", None), "node_attempt", 1))
+def _execution(conf: Mapping[str, Any]) -> str:
+    """Which try of the task this is, and of which beginning of it: a `@task` is begun again with the one around it."""
+    return f"{_info(conf, 'node_first_attempt_time', 0)}#{_info(conf, 'node_attempt', 1)}"
+
+
+def _info(conf: Mapping[str, Any], name: str, default: Any) -> Any:
+    return getattr(getattr(conf.get(_RUNTIME), "execution_info", None), name, default)
 
 
 def _node_name(default: str) -> str:

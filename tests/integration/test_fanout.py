@@ -1,13 +1,16 @@
 """Specialists side by side: ids, shares and deadlines of their own; failures, pauses and re-runs."""
 
 import asyncio
+import functools
 import operator
 from typing import Annotated, Any
 
 import pytest
 from governing import ACME, Desk, raising
+from langgraph.func import task
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
+from langgraph.types import interrupt
 from typing_extensions import TypedDict
 
 from holdfast.contracts.errors import (
@@ -20,6 +23,7 @@ from holdfast.contracts.errors import (
 )
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.scope import current_scope
+from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
 from holdfast.nodes.context import RunContext, current
@@ -278,3 +282,47 @@ async def test_budget_spent_by_a_langchain_tool_call_is_the_specialists_failure(
     attempt = await Desk().start(graph_of(node), {"x": "1"}, limits=Limits(max_tool_calls=0))
     with raising(attempt):
         assert attempt.output["log"] == [ErrorType.BUDGET_EXCEEDED]
+
+
+async def test_graphs_and_tasks_called_by_specialists_are_found_again_in_whatever_order_they_come():
+    done: list[str] = []
+    gate = asyncio.Event()
+
+    @tool(effect="write")
+    async def act(name: str) -> str:
+        """Act."""
+        done.append(name)
+        return name
+
+    async def acting(state: State) -> dict:
+        return {"log": [(await current().tools.call("act", {"name": state["x"]})).output["result"]]}
+
+    inner = StateGraph(State).add_node("acting", acting).add_edge(START, "acting").compile()
+
+    @task
+    async def acting_too(name: str) -> Any:
+        return (await current().tools.call("act", {"name": name})).output["result"]
+
+    async def node(state: State) -> dict:
+        async def work(name: str) -> list[Any]:
+            if name == "slow" and not gate.is_set():
+                await gate.wait()  # the quick one is first this time, and not the next
+            found = (await inner.ainvoke({"x": name}))["log"] + [await acting_too(f"{name} too")]
+            gate.set()
+            return found
+
+        specialists = [Specialist(name, functools.partial(work, name), budget_share=0.5) for name in ("slow", "quick")]
+        outcomes = await current().fan_out(specialists, limit=2)
+        return {"log": [*[outcome.value for outcome in outcomes], interrupt("and now?")]}
+
+    graph = govern(
+        StateGraph(State).add_node("node", node).add_edge(START, "node").compile(), name="acted", tools=[act]
+    )
+    attempt = await Desk(autonomy=Autonomy.AUTONOMOUS).start(graph, {"x": "", "log": []})
+    [question] = await attempt.inbox()
+    await attempt.rest()
+    await attempt.decide(question, "respond", value="go on")
+    last = await attempt.resume()
+    with raising(last):
+        assert last.output["log"] == [["slow", "slow too"], ["quick", "quick too"], "go on"]
+    assert sorted(done) == ["quick", "quick too", "slow", "slow too"]

@@ -1,12 +1,15 @@
-"""A `@task` that LangGraph tries again inside its node: what it has done is answered from the journal, as in a node."""
+"""What LangGraph tries again in the same attempt: what a node or a `@task` has done is answered, and not done again."""
 
 import asyncio
-from typing import Any
+import operator
+from typing import Annotated, Any
 
 import pytest
 from governing import Desk, raising
 from langgraph.func import entrypoint, task
+from langgraph.graph import START, StateGraph
 from langgraph.types import RetryPolicy, interrupt
+from typing_extensions import TypedDict
 
 from holdfast.contracts.approvals import ApprovalKind
 from holdfast.contracts.verdicts import Autonomy
@@ -163,3 +166,65 @@ async def test_answers_keep_their_places_when_a_task_with_a_question_is_retried(
     with raising(last):
         assert last.output == [{"paid": "A"}, "blue", {"paid": "blue"}]
     assert shop.paid == ["A", "blue"]
+
+
+async def test_graphs_and_tasks_that_a_retried_node_or_task_calls_are_not_run_again(desk: Desk):
+    class State(TypedDict, total=False):
+        order: str
+        log: Annotated[list[Any], operator.add]
+
+    async def pay(state: State) -> State:
+        return {"log": [(await current().tools.call("pay", {"order": state["order"]})).output["paid"]]}
+
+    inner = StateGraph(State).add_node("pay", pay).add_edge(START, "pay").compile()
+
+    @task
+    async def pay_too(order: str) -> str:
+        return (await current().tools.call("pay", {"order": order})).output["paid"]
+
+    async def all_of_it(order: str, fail: Any) -> list[str]:
+        first, second = [(await inner.ainvoke({"order": f"{order}{n}"}))["log"] for n in (1, 2)]
+        third = await pay_too(f"{order}3")
+        fail()
+        return [*first, *second, third]
+
+    def as_node(fail: Any) -> Any:
+        async def node(state: State) -> State:
+            return {"log": await all_of_it(state["order"], fail)}
+
+        return StateGraph(State).add_node("node", node, retry_policy=TWICE).add_edge(START, "node").compile()
+
+    def as_task(fail: Any) -> Any:
+        @task(retry_policy=TWICE)
+        async def work(order: str) -> list[str]:
+            return await all_of_it(order, fail)
+
+        @entrypoint()
+        async def entry(state: State) -> State:
+            return {"log": await work(state["order"])}
+
+        return entry
+
+    def as_subgraph(fail: Any) -> Any:
+        async def last(state: State) -> State:
+            third = await pay_too(f"{state['order'][0]}3")
+            fail()
+            return {"log": [third]}
+
+        below = StateGraph(State).add_node("one", pay).add_node("last", last).add_edge(START, "one")
+        below.add_edge("one", "last")
+        return (
+            StateGraph(State).add_node("below", below.compile(), retry_policy=TWICE).add_edge(START, "below").compile()
+        )
+
+    for shape, order, paid in (
+        (as_node, "A", ["A1", "A2", "A3"]),
+        (as_task, "B", ["B1", "B2", "B3"]),
+        (as_subgraph, "C1", ["C1", "C3"]),
+    ):
+        shop = Shop()
+        graph = govern(shape(failing_once()), name=shape.__name__, tools=[shop.pay])
+        attempt = await desk.start(graph, {"order": order, "log": []})
+        with raising(attempt):
+            assert attempt.output["log"] == paid
+        assert shop.paid == paid
