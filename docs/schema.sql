@@ -465,7 +465,6 @@ begin
         pruned_run := due.run_id;
         pruned_events := last.rows;
         return next;
-        continue when last.seq < due.through;
         select h.seq + 1 as seq, clock_timestamp() as at, h.hash as previous,
                split_part(h.trace_parent, '-', 2) as trace_id, split_part(h.trace_parent, '-', 3) as span_id,
                convert_to(format('{"days":%s,"events":%s}', days, last.seq), 'UTF8') as payload
@@ -483,6 +482,7 @@ begin
                note.payload, h.hash
           from run_heads h
          where h.run_id = due.run_id;
+        continue when last.seq < due.through;
         update runs r set events_pruned = true where r.run_id = due.run_id;
     end loop;
 end $function$;

@@ -1,6 +1,9 @@
 """Whether a run's events are the ones that were written: each must follow from the one before it, up to the head."""
 
+import json
+
 from holdfast.contracts.chain import Head, Link, Verification, chained
+from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import RunId
 
 
@@ -13,6 +16,8 @@ class ChainCheck:
         self._head = head
         self._seq = head.anchor_seq
         self._hash = head.anchor_hash
+        self._told = head.anchor_seq == 0
+        """Whether what is before the anchor was pruned, as an event after it says."""
         self._broken: tuple[int | None, str] | None = None
 
     def follow(self, link: Link) -> bool:
@@ -28,6 +33,7 @@ class ChainCheck:
         if link.hash != chained(self._hash, self._run_id, link):
             return self._break(due, self._why_not(due))
         self._seq, self._hash = link.seq, link.hash
+        self._told = self._told or _pruned_up_to(link) == self._head.anchor_seq
         return True
 
     def verdict(self) -> Verification:
@@ -35,6 +41,8 @@ class ChainCheck:
         head = self._head
         if self._broken is None and head.seq == 0:
             self._break(1, "is missing: the log of every run begins with its admission")
+        if self._broken is None and self._seq > head.seq:
+            self._break(None, f"the log is anchored at {head.anchor_seq}, and its head stands at {head.seq}")
         if self._broken is None and self._seq < head.seq:
             self._break(self._seq + 1, f"is missing: the log ends before it, and its head stands at {head.seq}")
         if self._broken is None and self._hash != head.hash:
@@ -45,6 +53,9 @@ class ChainCheck:
             self._break(
                 head.seq + 1, f"stands after the head, which is at {head.seq}: it was put in, or the head moved"
             )
+        if self._broken is None and not self._told:
+            others = f", and so are the others up to {head.anchor_seq}" if head.anchor_seq > 1 else ""
+            self._break(1, f"is missing{others}: the log is anchored there, and no event says that they were pruned")
         at, what = self._broken or (None, None)
         return Verification(
             run_id=self._run_id,
@@ -64,3 +75,14 @@ class ChainCheck:
         if self._seq:
             return f"does not follow from the anchor at {self._seq}: it was altered or put in, or the anchor was"
         return "is not what was hashed: it was altered or put in"
+
+
+def _pruned_up_to(link: Link) -> int | None:
+    """The number of the last event that was taken out, where `link` is the event that says so."""
+    if link.kind != EventKind.RUN_PRUNED:
+        return None
+    try:
+        facts = json.loads(link.payload)
+    except (ValueError, RecursionError):
+        return None  # whoever chained it anew wrote no document
+    return facts.get("events") if isinstance(facts, dict) else None

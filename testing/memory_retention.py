@@ -65,7 +65,7 @@ class MemoryRetention:
         tables.events[run_id], tables.links[run_id] = log[gone:], links[gone:]
         if gone == going:
             tables.pruned[run_id] = True
-            self._note(run_id, EventKind.RUN_PRUNED, days=days, events=tables.anchors[run_id].seq)
+        self._note(run_id, EventKind.RUN_PRUNED, days=days, events=tables.anchors[run_id].seq)
         return gone
 
     def _run(self, principal: Principal, tenant_id: TenantId, run_id: RunId) -> RunRow:

@@ -64,7 +64,10 @@ async def test_batch_takes_so_many_and_the_next_goes_on(scene: Scene):
             assert (await verified(scene.store.events, "acme", owner.run_id)).ok
     one, two = first.run_id, second.run_id
     assert batches == [[(one, 4)], [(one, 4)], [(one, 2), (two, 2)], [(two, 2)]]
-    assert await scene.kinds(first) == await scene.kinds(second) == ENDED
+    assert await scene.kinds(first) == [*ENDED, EventKind.RUN_PRUNED, EventKind.RUN_PRUNED]
+    assert await scene.kinds(second) == [*ENDED, EventKind.RUN_PRUNED]
+    left = await scene.store.events.read("acme", first.run_id)
+    assert [note.payload["events"] for note in left[1:]] == [4, 8, 10]
 
 
 async def test_run_that_has_not_ended_is_not_pruned(scene: Scene):

@@ -54,6 +54,23 @@ async def test_every_run_of_the_tenant_is_verified_and_nobody_elses(house: House
     assert found[runs[2]].startswith("event 1 is missing")
 
 
+@pytest.mark.parametrize("up_to", [1, 2])
+async def test_log_whose_beginning_was_taken_out_by_moving_its_anchor_is_not_taken_for_pruned(
+    house: House, up_to: int
+) -> None:
+    run_id = (await house.runs.admit(house.request())).run_id
+    await house.claim_one()
+    await house.shift(
+        """update run_heads h set anchor_seq = e.seq, anchor_hash = e.hash from events e
+            where h.run_id = e.run_id and e.run_id = %s and e.seq = %s""",
+        run_id,
+        up_to,
+    )
+    await house.shift("delete from events where run_id = %s and seq <= %s", run_id, up_to)
+    found = await verified(house.events, ACME, run_id)
+    assert (found.ok, found.broken_at) == (False, 1)
+
+
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "294276-12-31 UTC", "4713-01-01 BC UTC"])
 async def test_event_with_a_time_that_no_clock_shows_breaks_its_own_chain_alone(house: House, time: str) -> None:
     altered, other = sorted([(await house.runs.admit(house.request())).run_id for _ in "ab"])

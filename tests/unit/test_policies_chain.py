@@ -43,7 +43,11 @@ def checked(links: Sequence[Link], at: Head) -> Verification:
 
 
 LOG = log()
-ANCHORED = log(4, after=2, previous=LOG[1].hash)
+REST = log(4, after=2, previous=LOG[1].hash)
+"""What is left when the first two were taken out, and does not say so."""
+ANCHORED = [*REST, link(7, REST[-1].hash, kind="run.pruned", payload=b'{"days":1,"events":2}')]
+MISCOUNTED = [*REST, link(7, REST[-1].hash, kind="run.pruned", payload=b'{"days":1,"events":1}')]
+UNREADABLE = [*REST, link(7, REST[-1].hash, kind="run.pruned", payload=b"no document")]
 ANCHOR = {"anchor_seq": 2, "anchor_hash": LOG[1].hash}
 REWRITTEN = [*LOG[:2], link(3, LOG[1].hash, payload=b'{"by":"mallory"}'), *LOG[3:]]
 
@@ -93,6 +97,21 @@ ILLS = {
     ),
     "anchor_moved_on": (ANCHORED[1:], head(ANCHORED, anchor_seq=3, anchor_hash=LOG[1].hash), 4, "the anchor"),
     "pruned_without_an_anchor": (ANCHORED, head(ANCHORED), 1, "event 1 is missing"),
+    "anchored_and_never_pruned": (REST, head(REST, **ANCHOR), 1, "event 1 is missing, and so are the others up to 2"),
+    "pruned_only_so_far": (MISCOUNTED, head(MISCOUNTED, **ANCHOR), 1, "no event says that they were pruned"),
+    "pruned_in_other_words": (UNREADABLE, head(UNREADABLE, **ANCHOR), 1, "no event says that they were pruned"),
+    "anchored_at_the_head": (
+        [],
+        head(LOG, anchor_seq=6, anchor_hash=LOG[5].hash),
+        1,
+        "event 1 is missing, and so are the others up to 6",
+    ),
+    "anchored_beyond_the_head": (
+        [],
+        head(LOG, anchor_seq=9, anchor_hash=LOG[5].hash),
+        None,
+        "the log is anchored at 9, and its head stands at 6",
+    ),
 }
 
 
