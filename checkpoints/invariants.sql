@@ -269,6 +269,23 @@ select format('run %s', r.run_id) as subject,
     or r.events_pruned
        and not exists (select from events e where e.run_id = r.run_id and e.kind = 'run.pruned' and e.seq > h.anchor_seq);
 
+-- name: contents_are_pruned_with_their_run
+-- A run whose contents were pruned has the event of that, and its calls and approvals have lost theirs with it, as no
+-- others have.
+select format('run %s', r.run_id) as subject, 'its contents were pruned without the event of it' as detail
+  from runs r
+ where r.contents_pruned_at is not null
+   and not exists (
+       select from events e
+        where e.run_id = r.run_id and e.kind = 'run.pruned' and convert_from(e.payload, 'UTF8')::jsonb ? 'contents')
+ union all
+select format('%s %s', part.name, part.id),
+       format('pruned at %s, and run %s at %s', part.contents_pruned_at, r.run_id, r.contents_pruned_at)
+  from (select 'call' as name, call_id as id, coalesce(sent_by, run_id) as run_id, contents_pruned_at from calls
+         union all select 'approval', approval_id, run_id, contents_pruned_at from approvals) part
+  join runs r using (run_id)
+ where part.contents_pruned_at is distinct from r.contents_pruned_at;
+
 -- name: a_call_has_the_events_of_its_life
 -- A call has the event of its intent and, once it has an outcome, the event of that. (Not on a thread with a run whose
 -- events were pruned.)

@@ -54,7 +54,7 @@ from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner
 from holdfast.contracts.tools import Effect
 from holdfast.policies.refusal import grant_refusal
-from holdfast.policies.replay import counts_as_no_outcome
+from holdfast.policies.replay import counts_as_no_outcome, require_recorded
 
 _SQL = load_queries(__name__, "journal.sql")
 _WITHOUT_OUTCOME = frozenset({"open", "unknown"})
@@ -217,6 +217,7 @@ class PostgresJournal:
                 # It was there, or another writer of ours has just committed it: the unique constraint has waited.
                 found = await _existing(conn, owner, intent)
                 record = _record(found)
+                require_recorded(record)
                 if _is_this_one(found, owner, intent):
                     return Fresh(self._remembered(record, intent.budgets))
                 if not counts_as_no_outcome(record, for_run=owner.run_id):
@@ -382,7 +383,7 @@ def _record(row: Row) -> CallRecord:
         last_run_id=_last_run(row),
         identity=_identity(row),
         agent_name=row["agent_name"],
-        request=json.loads(row["request"]),
+        request={} if row["request"] is None else json.loads(row["request"]),
         effect=Effect(row["effect"]),
         idempotent=row["idempotent"],
         status=row["status"],
@@ -399,6 +400,7 @@ def _record(row: Row) -> CallRecord:
         policy_version=row["policy_version"],
         opened_at=row["opened_at"],
         closed_at=row["closed_at"],
+        contents_pruned_at=row["contents_pruned_at"],
     )
 
 

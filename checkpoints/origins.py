@@ -17,6 +17,7 @@ from holdfast.contracts.errors import Conflict, NotFound
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.runs import Forked, Resumed, RunRequest, RunStatus
+from holdfast.policies.retention import NO_FORK, NO_RESUME, require_contents
 from holdfast.policies.travel import require_resumable
 from holdfast.telemetry.spans import trace_ids
 
@@ -60,6 +61,7 @@ async def _forked(
 ) -> Place:
     tenant_id = request.tenant.tenant_id
     origin = await _locked(conn, tenant_id, fork.run_id)
+    require_contents(fork.run_id, origin["contents_pruned_at"], NO_FORK)
     thread_id = await _opened(conn, "fork_thread", request, new_thread, salt=fork.salt)
     await copy_history(
         conn, vault, tenant_id=tenant_id, source=origin["thread_id"], target=thread_id, at=fork.checkpoint_id
@@ -81,6 +83,7 @@ async def _resumed(conn: Connection, request: RunRequest, resumed: Resumed, run_
         attached=origin["attached"],
         followed_by=origin["followed_by"],
     )
+    require_contents(resumed.run_id, origin["contents_pruned_at"], NO_RESUME)
     if origin["pruned"]:
         # From the beginning its calls would be other ones, and happen again.
         raise Conflict(

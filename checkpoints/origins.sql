@@ -19,6 +19,7 @@ returning thread_id
 -- name: lock_origin
 -- The run that another goes on from, locked against any change; and the run after it on its thread, if there is one.
 select r.thread_id::text, r.status, r.attempt, r.attached, r.checkpoints_kept = 'none' as pruned,
+       r.contents_pruned_at,
        (select later.run_id::text
           from runs later
          where later.thread_id = r.thread_id and (later.created_at, later.run_id) > (r.created_at, r.run_id)

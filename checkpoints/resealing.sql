@@ -57,7 +57,7 @@ select exists (select from leases where expires_at > clock_timestamp()) as found
 
 -- name: page_of_runs
 -- Some of a tenant's runs after one, locked, with what is sealed of them.
-select run_id, tenant_id, input, context, output, cause
+select run_id, tenant_id, input, context, output, cause, contents_pruned_at
   from runs
  where tenant_id = %(tenant_id)s and (%(after)s::uuid is null or run_id > %(after)s)
  order by run_id
@@ -72,7 +72,7 @@ update runs
 
 -- name: page_of_calls
 -- Some of a tenant's calls after one, locked, with what is sealed of them.
-select call_id, tenant_id, request, response, error_message, error_facts
+select call_id, tenant_id, request, response, error_message, error_facts, contents_pruned_at
   from calls
  where tenant_id = %(tenant_id)s and (%(after)s::uuid is null or call_id > %(after)s)
  order by call_id
@@ -87,7 +87,7 @@ update calls
 
 -- name: page_of_approvals
 -- Some of a tenant's approvals after one, locked, with what is sealed of them.
-select approval_id, tenant_id, payload, args, decision
+select approval_id, tenant_id, payload, args, decision, contents_pruned_at
   from approvals
  where tenant_id = %(tenant_id)s and (%(after)s::uuid is null or approval_id > %(after)s)
  order by approval_id

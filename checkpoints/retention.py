@@ -1,8 +1,9 @@
 """Pruning and holds, on Postgres.
 
 Events are deleted by a function of the database, which asks the terms and the holds itself: the application's role may
-not delete any. Checkpoints it may, but not those that are held: a trigger refuses. A hold waits for a prune that is
-under way, and a prune passes by what someone else has locked.
+not delete any. Checkpoints it may, but not those that are held: a trigger refuses. Contents are written by the
+application, and taken by it. A hold waits for a prune that is under way, and a prune passes by what someone else has
+locked.
 """
 
 from collections.abc import Sequence
@@ -16,15 +17,19 @@ from holdfast.checkpoints.events import write_events
 from holdfast.checkpoints.pruning import delete_threads, keep_latest_unless_delta
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.runs import load_runs
-from holdfast.contracts.errors import Conflict, NotFound, StoreUnavailable
+from holdfast.checkpoints.sealed_documents import RUNS, with_json
+from holdfast.contracts.canonical import plain
+from holdfast.contracts.errors import Conflict, NotFound, RuntimeErrorRecord, SealBroken, StoreUnavailable
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, uuid_text
 from holdfast.contracts.retention import LegalHold, Pruned
 from holdfast.contracts.runs import Run
 from holdfast.contracts.tenancy import Principal
+from holdfast.policies.retention import without_words
 
 _SQL = load_queries(__name__, "retention.sql")
 _THREADS_AT_ONCE = 100
+_RUNS_AT_ONCE = 100
 
 
 class PostgresRetention:
@@ -62,7 +67,7 @@ class PostgresRetention:
         for thread_id, kept in await self._threads(tenant_id):
             done = await self._prune_thread_if_quiet(tenant_id, thread_id, kept)
             pruned += [done] if done is not None else []
-        return pruned
+        return [*pruned, *await self._prune_contents(tenant_id, at_most)]
 
     async def _prune_events(self, tenant_id: TenantId, at_most: int) -> Sequence[Pruned]:
         async with self._database.tenant(tenant_id) as conn:
@@ -108,6 +113,37 @@ class PostgresRetention:
                 await _note(conn, tenant_id, last["run_id"], last["attempt"], EventKind.RUN_PRUNED, **facts)
             return Pruned(run_id=last["run_id"], checkpoints=gone)
 
+    async def _prune_contents(self, tenant_id: TenantId, at_most: int) -> Sequence[Pruned]:
+        async with self._database.tenant(tenant_id) as conn:
+            due = await _with_contents(conn, tenant_id)
+        pruned: list[Pruned] = []
+        for run_id in due:
+            if sum(one.contents for one in pruned) >= at_most:
+                break
+            done = await self._prune_run(tenant_id, run_id)
+            pruned += [done] if done is not None else []
+        return pruned
+
+    async def _prune_run(self, tenant_id: TenantId, run_id: RunId) -> Pruned | None:
+        run = {"tenant_id": tenant_id, "run_id": run_id}
+        async with self._database.tenant(tenant_id) as conn:
+            if not await _alone(conn, tenant_id):
+                return None
+            row = await (await conn.execute(_SQL["lock_run_with_contents"], run)).fetchone()
+            # Asked again now that nobody can hold the run or go on for it any more: the next statement sees who did.
+            if row is None or (days := (await _with_contents(conn, tenant_id, run_id)).get(run_id)) is None:
+                return None
+            try:
+                cause = _facts_of_cause(conn, tenant_id, run_id, row)
+            except SealBroken:
+                return None  # it was tampered with: that is evidence, and stays
+            thread = run | {"thread_id": row["thread_id"]}
+            gone = 1 + (await conn.execute(_SQL["prune_calls"], thread)).rowcount
+            gone += (await conn.execute(_SQL["prune_approvals"], run)).rowcount
+            await conn.execute(_SQL["prune_run"], run | cause)
+            await _note(conn, tenant_id, run_id, row["attempt"], EventKind.RUN_PRUNED, contents=gone, days=days)
+            return Pruned(run_id=run_id, contents=gone)
+
 
 async def _alone(conn: Connection, tenant_id: TenantId) -> bool:
     row = await (await conn.execute(_SQL["be_the_only_one"], {"tenant_id": tenant_id})).fetchone()
@@ -118,6 +154,20 @@ async def _due(conn: Connection, tenant_id: TenantId, thread_id: str | None = No
     wanted = {"tenant_id": tenant_id, "thread_id": thread_id, "limit": _THREADS_AT_ONCE}
     rows = await (await conn.execute(_SQL["threads_to_prune"], wanted)).fetchall()
     return list(dict.fromkeys((row["thread_id"], row["kept"]) for row in rows))
+
+
+async def _with_contents(conn: Connection, tenant_id: TenantId, run_id: RunId | None = None) -> dict[RunId, int]:
+    """The runs whose contents are due, the longest overdue first, and after how many days they are."""
+    wanted = {"tenant_id": tenant_id, "run_id": run_id, "limit": _RUNS_AT_ONCE}
+    rows = await (await conn.execute(_SQL["runs_with_contents_to_prune"], wanted)).fetchall()
+    return {RunId(row["run_id"]): row["days"] for row in rows}
+
+
+def _facts_of_cause(conn: Connection, tenant_id: TenantId, run_id: RunId, row: dict[str, Any]) -> dict[str, Any]:
+    """What stays of the cause in a run's row, as it is stored."""
+    known = conn.documents.opened(RUNS, row)["cause"]
+    facts = without_words(None if known is None else RuntimeErrorRecord.model_validate(known))
+    return with_json(RUNS, conn.documents.sealed(RUNS, tenant_id, run_id, {"cause": plain(facts)}))
 
 
 async def _count(conn: Connection, thread_id: str) -> int:

@@ -8,7 +8,7 @@ import binascii
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,20 @@ class Table:
     texts: tuple[str, ...] = ()
     """Columns of text or of bytes."""
     never_null: tuple[str, ...] = ()
-    """Of the documents those in which None is a value, not the lack of one."""
+    """Of the documents those in which None is a value, not the lack of one, until the row's contents are pruned."""
 
     def has(self, column: str, value: Any) -> bool:
-        """Whether the column is one of those, and holds something."""
+        """Whether the column is one of those, and holds something that is to be written."""
         return column in self.never_null or (value is not None and column in (*self.documents, *self.texts))
+
+    def held_by(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """The columns of those that a row which was read holds something in."""
+        pruned = row.get("contents_pruned_at") is not None
+        return [
+            column
+            for column in (*self.documents, *self.texts)
+            if column in row and self.has(column, row[column]) and not (pruned and row[column] is None)
+        ]
 
 
 RUNS = Table("runs", "run_id", documents=("context", "output", "cause"), texts=("input",))
@@ -78,15 +87,13 @@ class SealedDocuments:
         """The columns of the row that are sealed, as they were before."""
         tenant_id, row_id = row["tenant_id"], str(row[table.key])
         return {
-            column: self._opened((table.name, row_id, column), tenant_id, row[column], is_text, clear_too)
-            for columns, is_text in ((table.documents, False), (table.texts, True))
-            for column in columns
-            if column in row and table.has(column, row[column])
+            column: self._opened((table.name, row_id, column), tenant_id, row[column], column in table.texts, clear_too)
+            for column in table.held_by(row)
         }
 
     def is_current(self, table: Table, row: Mapping[str, Any]) -> bool:
         """Whether everything in the row is sealed with the key in force."""
-        found = [_form(value) for column, value in row.items() if table.has(column, value)]
+        found = [_form(row[column]) for column in table.held_by(row)]
         return all(each is not None and each[1] == self._vault.seals_with for each in found)
 
     def _sealed(self, place: tuple[str, ...], tenant_id: str, value: Any, *, is_text: bool) -> str | bytes:

@@ -29,7 +29,7 @@ class PostgresTenants:
         terms = {
             "tenant_id": tenant.tenant_id,
             "terms": Jsonb(tenant.model_dump(mode="json", exclude=set(_BESIDE))),
-            "retention": Jsonb(tenant.retention.model_dump(mode="json")),
+            "retention": Jsonb(tenant.retention.model_dump(mode="json", exclude_none=True)),
             "legal_hold": tenant.legal_hold,
             "budget_id": self._ids.new(),
         }

@@ -101,6 +101,8 @@ class Approval(BaseModel):
     `{"type": "reject", "message": …}`, `{"type": "respond", "message": …}`."""
     used_at: datetime | None = None
     """When the grant was used; it can be used once."""
+    contents_pruned_at: datetime | None = None
+    """When retention took its payload, arguments and decision; from then on they are None. The status stays."""
     overdue: bool = False
     """Whether `expires_at` had passed, by the store's clock, when the approval was looked up for its call."""
 

@@ -152,6 +152,9 @@ class CallRecord:
     policy_version: str
     opened_at: datetime
     closed_at: datetime | None
+    contents_pruned_at: datetime | None = None
+    """When retention took its request, response, and the message and facts of its error; from then on they are
+    empty."""
 
 
 def opened_now(

@@ -5,6 +5,7 @@ HoldfastError
 │   ├── ConfigurationError    the settings, at start
 │   ├── NotFound              no such run, thread, graph, approval, tenant, tool or model here
 │   ├── Conflict              it exists, but its state does not admit this
+│   │   └── ContentsPruned    what it needs was taken by its tenant's terms of retention
 │   ├── InvalidModelOutput    a model's answer did not fit its schema, after its one repair
 │   └── TooLarge              an input or a result passes its size limit
 ├── PolicyDenied              a policy said no: a decision, not a fault
@@ -185,6 +186,10 @@ class NotFound(InvalidRequest):
 
 class Conflict(InvalidRequest):
     """The thing exists, but its state does not admit what was asked."""
+
+
+class ContentsPruned(Conflict):
+    """What was asked needs contents of a run that retention has taken. Facts: `run_id`, `term`, `pruned_at`."""
 
 
 class InvalidModelOutput(InvalidRequest):

@@ -30,7 +30,7 @@ class EventKind(StrEnum):
     RUN_HELD = "run.held"
     RUN_HOLD_LIFTED = "run.hold_lifted"
     RUN_PRUNED = "run.pruned"
-    """Retention took out events of the run, or checkpoints of its thread."""
+    """Retention took out events of the run, checkpoints of its thread, or its contents."""
     NODE_STARTED = "node.started"
     NODE_COMPLETED = "node.completed"
     NODE_INTERRUPTED = "node.interrupted"

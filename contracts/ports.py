@@ -61,8 +61,9 @@ class Runs(Protocol):
         or may have spent.
 
         Raises `AdmissionRefused` when the tenant's queue is full, `NotFound` for an unknown tenant, origin or
-        checkpoint, `Conflict` for a fork's thread that exists and an origin that cannot be resumed. Admitting the same
-        run id again with the same request returns the run; with another, `Conflict`.
+        checkpoint, `Conflict` for a fork's thread that exists and an origin that cannot be resumed, and
+        `ContentsPruned` for one whose contents retention has taken. Admitting the same run id again with the same
+        request returns the run; with another, `Conflict`.
         """
         ...
 
@@ -188,7 +189,8 @@ class Journal(Protocol):
 
         Opening the same intent (call id and epoch) again changes nothing, so that a lost answer can be asked for once
         more. An intent whose writing is cancelled does not stay open. Raises `BudgetExceeded` (no budget is touched)
-        and `PolicyDenied` (the grant is used, expired, or for something else).
+        and `PolicyDenied` (the grant is used, expired, or for something else), and `ContentsPruned` for a call that is
+        recorded, and of which retention has left the facts alone.
         """
         ...
 
@@ -373,9 +375,12 @@ class Retention(Protocol):
         ...
 
     async def prune(self, tenant_id: TenantId, *, at_most: int = 10_000) -> Sequence[Pruned]:
-        """Take out what the tenant's terms let go of by now and nobody holds: about `at_most` rows, in commits of
-        their own, each with its event. Nothing while another process prunes for the tenant. Call it again until it
-        returns nothing."""
+        """Take out what the tenant's terms let go of by now and nobody holds: about `at_most` events and as many rows'
+        contents, in commits of their own, each with its event. Nothing while another process prunes for the tenant.
+        Call it again until it returns nothing.
+
+        A run keeps its contents while a run of its thread is open or held, a call of it has no outcome, or a run that
+        goes on for it has kept its own."""
         ...
 
 

@@ -9,7 +9,7 @@ from holdfast.contracts.ids import RunId
 
 
 class LegalHold(BaseModel):
-    """A legal hold on a run: nothing of its log or its thread's checkpoints is deleted while it lasts."""
+    """A legal hold on a run: while it lasts, its log and its thread's checkpoints and contents stay as they are."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -21,8 +21,10 @@ class LegalHold(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """What was taken out of one run's log, or of its thread."""
+    """What was taken out of one run's log, of its thread, or of what it holds."""
 
     run_id: RunId
     events: int = 0
     checkpoints: int = 0
+    contents: int = 0
+    """Rows that have lost their contents: the run's own, its calls' and its approvals'."""

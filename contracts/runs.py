@@ -189,6 +189,8 @@ class Run:
     """The salt of its thread, where that is a fork; otherwise empty."""
     legal_hold: LegalHold | None
     """While there is one: nothing of the run is pruned or deleted."""
+    contents_pruned_at: datetime | None
+    """When retention took its input (empty from then on), context, output, and all but the facts of its cause."""
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -265,3 +267,5 @@ class RunResult(BaseModel):
     """What a person is asked, while the run is `interrupted`."""
     error: RuntimeErrorRecord | None = None
     usage: Usage = Usage()
+    contents_pruned_at: datetime | None = None
+    """When retention took the output and the words of the error, where it has."""

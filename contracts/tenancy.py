@@ -47,6 +47,8 @@ class RetentionTerms(BaseModel):
     """Which checkpoints of a thread stay once no run of it is open. With a delta channel in it all stay."""
     checkpoints_days: int | None = Field(default=None, ge=0, le=36_500)
     """Days from the end of a thread's last run until all its checkpoints go, and with them its state. None: never."""
+    contents_days: int | None = Field(default=None, ge=0, le=36_500)
+    """Days from a run's end until its words, and those of its calls and approvals, are pruned. None: they all stay."""
 
 
 class Tenant(BaseModel):

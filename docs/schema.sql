@@ -53,7 +53,7 @@ create table runs (
     graph_version text not null,
     status text not null,
     principal jsonb not null,
-    input bytea not null,
+    input bytea,
     input_type text not null,
     request_digest text not null,
     context jsonb,
@@ -81,11 +81,13 @@ create table runs (
     legal_hold jsonb,
     events_pruned boolean default false not null,
     checkpoints_kept text default 'all'::text not null,
+    contents_pruned_at timestamp with time zone,
     constraint runs_pkey PRIMARY KEY (run_id),
     constraint a_clock_runs_or_stands CHECK (deadline_at IS NULL OR remaining_ms IS NULL),
     constraint a_failed_run_has_a_cause CHECK (status <> 'failed'::text OR cause IS NOT NULL),
     constraint a_fork_names_its_checkpoint CHECK ((forked_from IS NULL) = (forked_at IS NULL)),
     constraint a_run_has_a_known_status CHECK (status = ANY (ARRAY['queued'::text, 'running'::text, 'interrupted'::text, 'completed'::text, 'failed'::text, 'cancelled'::text])),
+    constraint a_run_has_its_contents_until_they_are_pruned CHECK ((contents_pruned_at IS NULL) = (input IS NOT NULL) AND (contents_pruned_at IS NULL OR finished_at IS NOT NULL AND context IS NULL AND output IS NULL)),
     constraint a_run_has_one_origin CHECK (forked_from IS NULL OR resumed_from IS NULL),
     constraint a_run_that_ended_says_when CHECK ((finished_at IS NOT NULL) = (status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text]))),
     constraint checkpoints_are_kept_in_a_known_way CHECK (checkpoints_kept = ANY (ARRAY['all'::text, 'latest'::text, 'none'::text])),
@@ -104,6 +106,7 @@ CREATE INDEX runs_open_on_a_thread ON runs USING btree (thread_id, created_at, r
 CREATE INDEX runs_that_are_held ON runs USING btree ((thread_id::text)) WHERE legal_hold IS NOT NULL;
 CREATE INDEX runs_to_claim ON runs USING btree (created_at, run_id) WHERE status = ANY (ARRAY['queued'::text, 'running'::text]);
 CREATE INDEX runs_with_checkpoints_to_prune ON runs USING btree (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND checkpoints_kept <> 'none'::text;
+CREATE INDEX runs_with_contents_to_prune ON runs USING btree (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND contents_pruned_at IS NULL;
 CREATE INDEX runs_with_events_to_prune ON runs USING btree (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND NOT events_pruned;
 alter table runs enable row level security;
 alter table runs force row level security;
@@ -183,7 +186,7 @@ create table calls (
     fork text not null,
     agent_name text not null,
     request_digest text not null,
-    request bytea not null,
+    request bytea,
     effect text not null,
     idempotent boolean not null,
     status text not null,
@@ -206,9 +209,11 @@ create table calls (
     opened_at timestamp with time zone default clock_timestamp() not null,
     closed_at timestamp with time zone,
     sent_by uuid,
+    contents_pruned_at timestamp with time zone,
     constraint calls_pkey PRIMARY KEY (call_id),
     constraint a_call_is_recorded_once UNIQUE (thread_id, identity_key),
     constraint a_call_has_a_known_status CHECK (status = ANY (ARRAY['open'::text, 'returned'::text, 'failed'::text, 'unknown'::text])),
+    constraint a_call_has_its_contents_until_they_are_pruned CHECK ((contents_pruned_at IS NULL) = (request IS NOT NULL) AND (contents_pruned_at IS NULL OR used IS NOT NULL AND response IS NULL AND error_message IS NULL AND error_facts IS NULL)),
     constraint a_call_is_of_a_known_kind CHECK (kind = ANY (ARRAY['model'::text, 'tool'::text])),
     constraint an_outcome_is_whole CHECK ((status = ANY (ARRAY['open'::text, 'unknown'::text])) = (used IS NULL)),
     constraint calls_sent_by_fkey FOREIGN KEY (sent_by) REFERENCES runs(run_id)
@@ -231,7 +236,7 @@ create table approvals (
     status text default 'pending'::text not null,
     node text not null,
     task_id text not null,
-    payload jsonb not null,
+    payload jsonb,
     allowed text[] not null,
     tool_name text,
     args jsonb,
@@ -247,10 +252,12 @@ create table approvals (
     decided_by text,
     decision jsonb,
     used_at timestamp with time zone,
+    contents_pruned_at timestamp with time zone,
     constraint approvals_pkey PRIMARY KEY (approval_id),
     constraint an_interrupt_is_asked_once UNIQUE (thread_id, interrupt_id),
     constraint a_decision_has_a_person CHECK ((decided_by IS NOT NULL) = (status = ANY (ARRAY['approved'::text, 'edited'::text, 'rejected'::text, 'responded'::text]))),
     constraint an_approval_has_a_known_status CHECK (status = ANY (ARRAY['pending'::text, 'approved'::text, 'edited'::text, 'rejected'::text, 'responded'::text, 'expired'::text, 'withdrawn'::text])),
+    constraint an_approval_has_its_contents_until_they_are_pruned CHECK ((contents_pruned_at IS NULL) = (payload IS NOT NULL) AND (contents_pruned_at IS NULL OR status <> 'pending'::text AND args IS NULL AND decision IS NULL)),
     constraint only_a_grant_is_used CHECK (used_at IS NULL OR (status = ANY (ARRAY['approved'::text, 'edited'::text]))),
     constraint approvals_run_id_fkey FOREIGN KEY (run_id) REFERENCES runs(run_id),
     constraint approvals_tenant_id_fkey FOREIGN KEY (tenant_id) REFERENCES tenants(tenant_id),

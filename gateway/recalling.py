@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from holdfast.contracts.calls import CallIdentity, CallRecord, CallSite
 from holdfast.contracts.ports import Journal
 from holdfast.contracts.scope import Scope
-from holdfast.policies.replay import counts_as_no_outcome
+from holdfast.policies.replay import counts_as_no_outcome, require_recorded
 
 
 async def calls_before(journal: Journal, scope: Scope, site: CallSite) -> Mapping[str, CallRecord]:
-    """The calls of a task when it first asked here, by identity key. Nobody but this run of it can have added any."""
+    """The calls of a task when it first asked here, by identity key. Nobody but this run of it can have added any.
+
+    Raises `ContentsPruned` where a host lets a task run again whose run has ended so long ago.
+    """
     if site.turn not in scope.calls_before:
         found = await journal.of_task(scope.tenant.tenant_id, scope.owner.thread_id, site.task_id)
+        for record in found.values():
+            require_recorded(record)
         scope.calls_before.setdefault(site.turn, found)
     return scope.calls_before[site.turn]
 

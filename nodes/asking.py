@@ -31,12 +31,14 @@ from holdfast.gateway.toolset import Toolset
 from holdfast.nodes.place import Answer, answers, pass_question
 from holdfast.nodes.session import RunSession
 from holdfast.nodes.underway import underway
+from holdfast.policies.retention import require_contents
 from holdfast.policies.rulings import answer as answer_to
 from holdfast.policies.rulings import granted_digest, recorded_decision
 from holdfast.policies.tenancy import require_may_decide
 from holdfast.telemetry.spans import trace_ids
 
 _SHOWN_CHARACTERS = 200
+_NOT_ASKED_AGAIN = "what its people answered is not known when its node runs again; start a new thread"
 
 
 async def dispatched(
@@ -68,6 +70,8 @@ async def approvals_before(session: RunSession, scope: Scope, identity: CallIden
     site = identity.site
     if site.turn not in scope.approvals_before:
         found = await session.approvals.of_task(session.owner.tenant_id, session.owner.thread_id, site.task_id)
+        for approval in found:
+            require_contents(approval.run_id, approval.contents_pruned_at, _NOT_ASKED_AGAIN)
         scope.approvals_before.setdefault(site.turn, found)
     return [approval for approval in scope.approvals_before[site.turn] if approval.identity_key == identity.key]
 

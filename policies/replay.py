@@ -4,6 +4,7 @@ from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.classification import recalled
 from holdfast.contracts.errors import ErrorType
 from holdfast.contracts.ids import RunId
+from holdfast.policies.retention import require_contents
 from holdfast.policies.retry import may_retry
 
 
@@ -19,3 +20,9 @@ def counts_as_no_outcome(record: CallRecord, *, for_run: RunId) -> bool:
         return record.error_type is not ErrorType.HUMAN_REQUIRED
     error = recalled(record.error_type, record.error_message or "", record.error_facts)
     return may_retry(error, effect=record.effect, idempotent=record.idempotent)
+
+
+def require_recorded(record: CallRecord) -> None:
+    """Raise `ContentsPruned` for a call of which only the facts are left: it can neither answer nor be made again."""
+    what = f"its node {record.identity.site.node!r} cannot be answered from them when it runs again; start a new thread"
+    require_contents(record.last_run_id, record.contents_pruned_at, what)

@@ -23,8 +23,9 @@ class Pruner:
         for tenant_id in await self._tenants.names(principal=self._principal):
             try:
                 while pruned := await self._retention.prune(tenant_id):
-                    events, checkpoints = sum(one.events for one in pruned), sum(one.checkpoints for one in pruned)
-                    log.info("pruned", tenant_id=tenant_id, events=events, checkpoints=checkpoints)
+                    kinds = ("events", "checkpoints", "contents")
+                    gone = {kind: sum(getattr(one, kind) for one in pruned) for kind in kinds}
+                    log.info("pruned", tenant_id=tenant_id, **gone)
                     await asyncio.sleep(0)
             except Exception as error:  # noqa: BLE001  # the next round tries again
                 log.warning("pruning_failed", tenant_id=tenant_id, reason=translated(error).message)

@@ -22,10 +22,10 @@ from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import Conflict, ReplayStopped, RuntimeErrorRecord
 from holdfast.contracts.events import Event, EventKind
-from holdfast.contracts.ids import RunId
 from holdfast.contracts.runs import Run, RunStatus, owner_of
 from holdfast.nodes.session import RunSession, entered_session
 from holdfast.policies import rulings
+from holdfast.policies.retention import require_contents
 from holdfast.policies.travel import require_own_checkpoints
 from holdfast.runtime.breakpoints import has_breakpoints, leave_then, refused
 from holdfast.runtime.entry import RUN_MARK, entry, run_config, run_context
@@ -77,20 +77,23 @@ class Replayer:
         """What the graph of that name does today with a run that has ended or waits.
 
         Raises `NotFound` where no such graph is registered, `Conflict` for a run that is under way, is attached, never
-        came to a checkpoint, or was pruned.
+        came to a checkpoint, or was pruned (`ContentsPruned` where its contents were).
         """
         require_own_checkpoints(run.run_id, attached=run.attached)
         if not run.status.resting:
             raise Conflict(
                 f"run {run.run_id} is {run.status}: it is still being recorded, and can be replayed when it rests"
             )
+        line = await self._line_of(run)
+        for each in line:
+            require_contents(each.run_id, each.contents_pruned_at, f"run {run.run_id} cannot be replayed")
         graph = self._registry.latest(run.graph_name)
         events = [event async for event in self._events(run)]
         if events[0].seq > 1 or any(event.kind is EventKind.RUN_PRUNED for event in events):
             raise Conflict(f"of what was recorded of run {run.run_id} some was pruned, so it cannot be replayed")
         history = await self._history(run, graph)
         trail = Trail(history)
-        store = RecordedStore(self._doors.store, run, trail, events, whose=await self._line_of(run))
+        store = RecordedStore(self._doors.store, run, trail, events, whose={each.run_id for each in line})
         saver = await _memory(history, run, serde=self._saver_for(owner_of(run), graph).serde)
         session = await self._session(graph, run, store, trail)
         bound = graph.copy(update={"checkpointer": saver})
@@ -161,12 +164,11 @@ class Replayer:
             )
         return history
 
-    async def _line_of(self, run: Run) -> set[RunId]:
+    async def _line_of(self, run: Run) -> Sequence[Run]:
         """The run, and those that it goes on for."""
-        line = {run.run_id}
-        while run.resumed_from is not None:
-            run = await self._doors.store.runs.get(run.tenant.tenant_id, run.resumed_from)
-            line.add(run.run_id)
+        line = [run]
+        while (before := line[-1].resumed_from) is not None:
+            line.append(await self._doors.store.runs.get(run.tenant.tenant_id, before))
         return line
 
     async def _events(self, run: Run) -> AsyncIterator[Event]:

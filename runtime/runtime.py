@@ -316,8 +316,8 @@ class Runtime:
         return cancelled
 
     async def hold(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
-        """Put a legal hold on a run: nothing of its log is pruned, and no checkpoint of its thread deleted, until the
-        hold is lifted.
+        """Put a legal hold on a run: nothing of its log is pruned, nor of its thread's contents, and no checkpoint of
+        its thread deleted, until the hold is lifted.
 
         Raises `NotFound`, `PolicyDenied` (that takes the role `approver` or `admin`), `Conflict` (it is held already).
         """
@@ -379,7 +379,7 @@ class Runtime:
 
         Nothing after the checkpoint is taken over: the fork's calls are new ones, which policy is asked about, people
         are asked about, and somebody pays for. Raises what `history` does and `start` besides; `Conflict` when there is
-        a thread of that key.
+        a thread of that key, `ContentsPruned` when retention took the contents of the run that wrote the checkpoint.
         """
         principal, tenant_id = self._directory.principal(by), TenantId(tenant)
         require_may_travel(principal, tenant_id, "fork a run")
@@ -404,8 +404,8 @@ class Runtime:
         time between the two counts for neither.
 
         Raises `NotFound`, `PolicyDenied` (roles `operator` and `admin` may), `Conflict` (it has not ended, completed,
-        is attached, or was followed by another run), `BudgetExceeded` and `DeadlineExceeded` (the limits leave less
-        than nothing), and what `start` raises.
+        is attached, or was followed by another run; `ContentsPruned` where retention took its contents),
+        `BudgetExceeded` and `DeadlineExceeded` (the limits leave less than nothing), and what `start` raises.
         """
         principal, run = self._directory.principal(by), await self._get(run_id, tenant)
         require_may_travel(principal, run.tenant.tenant_id, "resume a run")
@@ -420,7 +420,7 @@ class Runtime:
         is sent, nothing is written, nothing is paid. What a node does past its doors it does again.
 
         Raises `NotFound` (run, graph), `PolicyDenied` (roles `operator` and `admin` may), `Conflict` (it is under way,
-        attached, or never came to a checkpoint).
+        attached, or never came to a checkpoint; `ContentsPruned` where retention took its contents).
         """
         principal, run = self._directory.principal(by), await self._get(run_id, tenant)
         require_may_travel(principal, run.tenant.tenant_id, "replay a run")
@@ -505,6 +505,7 @@ class Runtime:
             approvals=tuple(asked),
             error=run.cause,
             usage=budget.spent,
+            contents_pruned_at=run.contents_pruned_at,
         )
 
     def _handle(self, run: Run) -> RunHandle:

@@ -13,6 +13,7 @@ from holdfast.contracts.ids import BudgetId, RunId, TenantId, uuid_text
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Forked, Resumed, Run, RunRequest, owner_of
 from holdfast.contracts.tenancy import Principal
+from holdfast.policies.retention import NO_FORK, NO_RESUME, require_contents
 from holdfast.policies.tenancy import effective_limits
 from holdfast.policies.travel import require_own_checkpoints, require_resumable, require_room_left
 from holdfast.runtime import inputs
@@ -111,6 +112,7 @@ class Travel:
         found = await self._thread(tenant_id, thread)
         snapshot = await self._snapshot(found, at)
         origin = await self._writer_of(snapshot, found)
+        require_contents(origin.run_id, origin.contents_pruned_at, NO_FORK)
         graph = self._registry.resolve(origin.graph_name, origin.graph_version)
         kind, data = inputs.sealed_update(graph, values, max_bytes=self._max_input_bytes)
         forked = Forked(
@@ -125,6 +127,7 @@ class Travel:
     async def resume(self, run: Run, *, by: Principal, run_id: RunId, limits: Limits | None) -> RunRequest:
         """The request of a run that goes on where `run` ended."""
         require_resumable(run.run_id, run.status, attached=run.attached, followed_by=None)
+        require_contents(run.run_id, run.contents_pruned_at, NO_RESUME)
         self._registry.resolve(run.graph_name, run.graph_version)
         request = await self._going_on(run, limits)
         resumed = replace(

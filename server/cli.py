@@ -283,7 +283,7 @@ def hold(
     lift: Annotated[bool, typer.Option("--lift", help="Take the hold off again.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Keep a run's events and checkpoints from being pruned or deleted."""
+    """Keep a run's events, checkpoints and contents from being pruned or deleted."""
     session = _session(as_json)
     return _done(commands.hold(session, run_id, tenant=tenant, by=by, reason=reason, lifting=lift))
 

@@ -1,6 +1,7 @@
 """Runs, calls, approvals, events and migrations as JSON documents: what `--json` prints. No inputs, no raw bytes."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from holdfast.checkpoints.migrating import Standing
@@ -38,8 +39,9 @@ def run_document(run: Run) -> Document:
         "next_action": run.next_action,
         "legal_hold": None if run.legal_hold is None else run.legal_hold.model_dump(mode="json"),
         "error": None if run.cause is None else run.cause.model_dump(mode="json"),
+        "contents_pruned_at": _time(run.contents_pruned_at),
         "created_at": run.created_at.isoformat(),
-        "finished_at": None if run.finished_at is None else run.finished_at.isoformat(),
+        "finished_at": _time(run.finished_at),
     }
 
 
@@ -80,6 +82,7 @@ def call_document(call: CallRecord) -> Document:
         "latency_ms": call.latency_ms,
         "error_type": None if call.error_type is None else call.error_type.value,
         "error_message": call.error_message,
+        "contents_pruned_at": _time(call.contents_pruned_at),
     }
 
 
@@ -125,7 +128,7 @@ def history_document(entry: HistoryEntry) -> Document:
     """A checkpoint of a thread."""
     return {
         "checkpoint_id": entry.checkpoint_id,
-        "at": None if entry.at is None else entry.at.isoformat(),
+        "at": _time(entry.at),
         "run_id": entry.run_id,
         "attempt": entry.attempt,
         "step": entry.step,
@@ -151,6 +154,10 @@ def event_documents(events: Sequence[Event]) -> list[Document]:
         }
         for event in events
     ]
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
 
 
 def standing_document(standing: Standing) -> Document:

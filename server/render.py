@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -103,6 +103,7 @@ def report(console: Console, report: RunReport) -> None:
             "thread": run.thread_key,
             "status": Text.assemble(_status(run.status), ": dead") if run.dead else _status(run.status),
             **({} if run.legal_hold is None else {"legal hold": _held(run.legal_hold)}),
+            **({} if run.contents_pruned_at is None else {"contents": _pruned(run.contents_pruned_at)}),
             "attempt": f"{run.attempt} (at most {run.max_attempts} workers in a row may be lost)",
         },
     )
@@ -148,6 +149,7 @@ def calls(console: Console, made: Sequence[CallRecord]) -> None:
     for call in made:
         name = call.model or call.identity.name
         status = call.status if call.error_type is None else f"{call.status}: {call.error_type.value}"
+        status += "" if call.contents_pruned_at is None else ", pruned"
         table.add_row(
             f"{call.identity.kind} {name}",
             call.identity.site.node,
@@ -277,6 +279,8 @@ _ASKED = {
 
 
 def _question(approval: Approval) -> str:
+    if approval.contents_pruned_at is not None:
+        return f"{approval.tool_name or approval.node} ({_pruned(approval.contents_pruned_at)})"
     if approval.tool_name is None:
         return f"{approval.node}: {json.dumps(approval.payload, ensure_ascii=False, default=str)}"
     args = json.dumps(approval.args or {}, ensure_ascii=False, default=str)
@@ -324,6 +328,10 @@ def _those(runs: Sequence[Run]) -> str:
 
 def _held(hold: LegalHold) -> str:
     return f"by {hold.by} since {hold.since:%Y-%m-%d}: {hold.reason}"
+
+
+def _pruned(at: datetime) -> str:
+    return f"pruned on {at.astimezone(UTC):%Y-%m-%d %H:%M}Z by its tenant's terms of retention"
 
 
 def _count(number: int, what: str) -> str:

@@ -37,6 +37,7 @@ _WITNESSES = {
     "events_are_chained": ("G10",),
     "a_run_has_the_event_of_its_end": ("G1", "G10"),
     "only_what_has_ended_is_pruned": ("G10",),
+    "contents_are_pruned_with_their_run": ("G10",),
     "a_call_has_the_events_of_its_life": ("G10",),
     "a_row_belongs_to_its_runs_tenant": ("G8",),
 }

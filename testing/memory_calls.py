@@ -21,7 +21,7 @@ from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.runs import Owner
 from holdfast.policies.refusal import GRANTING, grant_refusal, refusal
-from holdfast.policies.replay import counts_as_no_outcome
+from holdfast.policies.replay import counts_as_no_outcome, require_recorded
 from holdfast.testing.memory_state import BudgetRow, CallRow, MemoryState, as_stored
 
 
@@ -36,6 +36,8 @@ class MemoryJournal:
             self._state.hold(owner)
             known = tables.keys.get((owner.thread_id, intent.identity.key))
             row = None if known is None else tables.calls[known]
+            if row is not None:
+                require_recorded(row.record)
             if row is not None and _is_this_one(row, owner, intent):
                 return Fresh(row.record)
             if row is not None and not counts_as_no_outcome(row.record, for_run=owner.run_id):

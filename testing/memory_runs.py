@@ -21,6 +21,7 @@ from holdfast.contracts.runs import Forked, GraphVersion, Owner, Resumed, Run, R
 from holdfast.contracts.tenancy import Principal, Tenant
 from holdfast.contracts.tools import Effect
 from holdfast.policies.refusal import refusal
+from holdfast.policies.retention import NO_FORK, NO_RESUME, require_contents
 from holdfast.policies.travel import require_resumable
 from holdfast.testing.memory_calls import give_up
 from holdfast.testing.memory_state import BudgetRow, Lease, MemoryState, RunRow
@@ -196,7 +197,8 @@ class MemoryRuns:
         tenant_id, tables = request.tenant.tenant_id, self._state.tables
         match request.origin:
             case Forked(run_id=origin, salt=salt):
-                self._state.run_row(tenant_id, origin)
+                run = self._state.run_row(tenant_id, origin).run
+                require_contents(origin, run.contents_pruned_at, NO_FORK)
                 if (tenant_id, request.thread_key) in tables.threads:
                     raise Conflict(f"there is a thread {request.thread_key!r} already; a fork needs a new one")
                 tables.threads[tenant_id, request.thread_key] = thread_id = ThreadId(self._state.ids.new())
@@ -207,6 +209,7 @@ class MemoryRuns:
                 later = on_thread[on_thread.index(origin) + 1 :]
                 followed_by = later[0] if later else None
                 require_resumable(origin, run.status, attached=run.attached, followed_by=followed_by)
+                require_contents(origin, run.contents_pruned_at, NO_RESUME)
 
     def _budget(self, request: RunRequest) -> BudgetRow:
         row = BudgetRow(
@@ -254,6 +257,7 @@ class MemoryRuns:
             resumed_from=origin.run_id if isinstance(origin, Resumed) else None,
             fork=self._state.tables.salts.get(thread_id, ""),
             legal_hold=None,
+            contents_pruned_at=None,
             created_at=now,
             started_at=now if request.attached else None,
             finished_at=None,

@@ -43,6 +43,7 @@ TENANTS = ("acme-inc", "bolt-inc")
 """Of names that are equally long, and in no text by chance."""
 NOTHING_GOES = RetentionTerms()
 AT_ONCE = RetentionTerms(events_days=0, checkpoints="keep_latest", checkpoints_days=0)
+CONTENTS = RetentionTerms(contents_days=0)
 LATEST_ALONE = RetentionTerms(checkpoints="keep_latest", checkpoints_days=1)
 
 
@@ -352,7 +353,7 @@ class Behind:
         await self.store.runs.finish(owner, status, output={"of": self.tenant}, cause=None, event=event(kind))
 
     async def prunes(self) -> None:
-        for terms in (LATEST_ALONE, AT_ONCE):
+        for terms in (LATEST_ALONE, AT_ONCE, CONTENTS):
             await self.store.tenants.put(self.story.terms(terms))
             assert await self.store.retention.prune(self.tenant)
         await self.store.tenants.put(self.story.terms())

@@ -104,7 +104,7 @@ def ripen(admin_url: str) -> None:
             "insert into leases (run_id, tenant_id, epoch, worker_id, expires_at)"
             " select run_id, tenant_id, epoch, 'worker', 'infinity' from runs on conflict do nothing"
         )
-        conn.execute("""update tenants set retention = '{"events_days": 0}'""")
+        conn.execute("""update tenants set retention = '{"events_days": 0, "contents_days": 0}'""")
 
 
 def tables(conn: psycopg.Connection[Any]) -> list[str]:

@@ -252,6 +252,22 @@ ILLS = [
     ),
     ("only_what_has_ended_is_pruned", "update runs set events_pruned = true where run_id = {completed}"),
     (
+        "contents_are_pruned_with_their_run",
+        """update runs set input = null, context = null, output = null, contents_pruned_at = now()
+            where run_id = {cancelled}""",
+        "update approvals set payload = null, args = null, contents_pruned_at = now() where run_id = {cancelled}",
+    ),
+    (
+        "contents_are_pruned_with_their_run",
+        """update calls set request = null, response = null, error_facts = null, error_message = null,
+                  contents_pruned_at = now()
+            where run_id = {completed} and status = 'returned'""",
+    ),
+    (
+        "contents_are_pruned_with_their_run",
+        "update approvals set payload = null, args = null, contents_pruned_at = now() where run_id = {cancelled}",
+    ),
+    (
         "a_call_has_the_events_of_its_life",
         "update events set kind = 'node.completed' where run_id = {running} and kind = 'tool.intended'",
     ),
@@ -320,6 +336,17 @@ async def test_pruned_database_is_a_healthy_one(healthy: Healthy):
     while more := await scene.store.retention.prune("acme"):
         pruned += [one.run_id for one in more]
     assert set(pruned) == {healthy.completed.run_id}
+    assert await healthy.broken() == []
+
+
+async def test_database_without_its_contents_is_a_healthy_one(healthy: Healthy):
+    scene = Scene(PostgresStore(healthy.database, SystemIds()))
+    done = await scene.running()
+    await refund(scene, done)
+    await finish(scene, done)
+    await scene.tenant(retention=RetentionTerms(contents_days=0))
+    pruned = {one.run_id for one in await scene.store.retention.prune("acme")}
+    assert pruned == {done.run_id, healthy.cancelled.run_id}  # the others are open, or have a call in doubt
     assert await healthy.broken() == []
 
 
