@@ -18,6 +18,9 @@ from typing_extensions import TypedDict
 from holdfast import RunContext, RunStatus, ToolCall, govern, open_runtime, tool
 from holdfast.checkpoints.vault import Encryption
 from holdfast.contracts.errors import ConfigurationError
+from holdfast.contracts.ids import TenantId
+from holdfast.contracts.tenancy import RetentionTerms, Tenant
+from holdfast.testing.invariants import assert_invariants
 
 IN_TIME = 20.0
 TABLES = ("events", "runs", "calls", "approvals", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -119,6 +122,23 @@ async def test_nothing_of_a_run_is_readable_in_the_database(office: Office) -> N
 async def test_without_a_key_the_same_search_finds_all_of_it(office: Office) -> None:
     await work_through(office)
     assert readable(office.urls) == sorted(WORDS)
+
+
+@pytest.mark.parametrize("encryption", [None], ids=["in the clear"])
+async def test_nothing_of_a_run_is_readable_once_its_terms_have_taken_contents_and_checkpoints(office: Office) -> None:
+    await work_through(office)
+    at_once = RetentionTerms(events_days=0, checkpoints_days=0, contents_days=0)
+    async with office.open(worker=False, tenants=(Tenant(tenant_id="acme", retention=at_once),)) as runtime:
+        while await runtime.store.retention.prune(TenantId("acme")):
+            pass
+        failed, paid = await runtime.runs(tenant="acme")
+        assert (failed.status, paid.status) == (RunStatus.FAILED, RunStatus.COMPLETED)
+        report = await runtime.show(paid.run_id, tenant="acme")
+        assert [call.status for call in report.calls] == ["returned", "returned"]
+        assert [(asked.status, asked.decided_by) for asked in report.approvals] == [("edited", "dana")]
+        assert report.budget.spent.tool_calls == 1
+    assert readable(office.urls) == []
+    await assert_invariants(office.database)
 
 
 async def test_runtime_without_the_key_does_not_start(office: Office) -> None:

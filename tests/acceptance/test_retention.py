@@ -11,7 +11,7 @@ from offices import Office
 from typing_extensions import TypedDict
 
 from holdfast import Principal, RunStatus, govern, open_runtime
-from holdfast.contracts.errors import Conflict, NotFound, PolicyDenied
+from holdfast.contracts.errors import Conflict, ContentsPruned, NotFound, PolicyDenied
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.tenancy import RetentionTerms, Tenant
 from holdfast.runtime.runtime import RunHandle, Runtime
@@ -19,6 +19,7 @@ from holdfast.testing.invariants import assert_invariants
 
 IN_TIME = 30.0
 AT_ONCE = RetentionTerms(events_days=0, checkpoints="keep_latest", checkpoints_days=0)
+CONTENTS = (Tenant(tenant_id="acme", retention=RetentionTerms(contents_days=0)), Tenant(tenant_id="bolt"))
 PRUNING = {
     "tenants": (Tenant(tenant_id="acme", retention=AT_ONCE), Tenant(tenant_id="bolt")),
     "worker": {"lease_ttl_seconds": 2.0, "poll_seconds": 0.1, "prune_seconds": 0.2},
@@ -43,8 +44,8 @@ def talk() -> Any:
     return govern(StateGraph(Talk).add_node("answer", answer).add_edge(START, "answer").compile(), name="talk")
 
 
-def opened(office: Office, *, worker: bool = True) -> AbstractAsyncContextManager[Runtime]:
-    return open_runtime(office.settings(**PRUNING), graphs=[talk()], serve=worker)
+def opened(office: Office, *, worker: bool = True, **settings: Any) -> AbstractAsyncContextManager[Runtime]:
+    return open_runtime(office.settings(**PRUNING | settings), graphs=[talk()], serve=worker)
 
 
 async def pruned(runtime: Runtime, run: RunHandle, *, times: int = 1) -> list[Any]:
@@ -104,4 +105,62 @@ async def test_held_run_is_not_pruned_until_an_admin_lifts_the_hold(office: Offi
             await runtime.lift(held.id, tenant="acme", by="dana")
         await runtime.lift(held.id, tenant="acme", by="root", reason="settled")
         assert (await pruned(runtime, held))[0].kind is EventKind.RUN_COMPLETED
+    await assert_invariants(office.database)
+
+
+async def test_contents_of_an_ended_run_are_pruned_and_what_is_left_tells_when(office: Office):
+    async with opened(office, tenants=CONTENTS) as runtime:
+        run = await runtime.start("talk", {"log": ["asked"]}, tenant="acme", thread="t")
+        await run.result(IN_TIME)
+        told = (await pruned(runtime, run))[-1]
+        assert dict(told.payload) == {"contents": 1, "days": 0}
+        result, report = await run.result(), await runtime.show(run.id, tenant="acme")
+        at = result.contents_pruned_at
+        assert at is not None
+        assert (result.status, result.output, report.run.contents_pruned_at) == (RunStatus.COMPLETED, None, at)
+        assert report.budget.spent.steps == 1
+        assert (await runtime.verify_events(run.id, tenant="acme")).ok
+        again = await runtime.start("talk", {"log": ["asked again"]}, tenant="acme", thread="t")
+        assert (await again.result(IN_TIME)).usage.steps == 1
+        said = ["asked", "answered", "asked again", "answered"]
+        assert await runtime.state("t", tenant="acme") == {"log": said}, "the thread goes on from its checkpoints"
+    await assert_invariants(office.database)
+
+
+async def test_run_without_its_contents_is_neither_resumed_forked_nor_replayed_and_is_told_why(office: Office):
+    async with opened(office, tenants=CONTENTS) as runtime:
+        run = await runtime.start("talk", {"log": ["break"]}, tenant="acme")
+        assert (await run.result(IN_TIME)).status is RunStatus.FAILED
+        await pruned(runtime, run)
+        result = await run.result()
+        assert result.error is not None
+        assert (result.error.step_name, result.error.message) == (
+            "answer",
+            "what it said was pruned (contents_days)",
+        )
+        for act, what in (
+            (runtime.resume, "nothing can go on from it"),
+            (runtime.fork, "nothing can be forked from it"),
+            (runtime.replay, "cannot be replayed"),
+        ):
+            with pytest.raises(ContentsPruned, match=f"pruned on .* UTC by its tenant's term contents_days: .*{what}"):
+                await act(run.id, tenant="acme", by="root")
+        assert len(await runtime.runs(tenant="acme")) == 1
+    await assert_invariants(office.database)
+
+
+async def test_run_that_is_resumed_before_its_days_are_over_keeps_what_the_resumed_one_needs(office: Office):
+    async with opened(office, worker=False, tenants=CONTENTS) as runtime:
+        run = await runtime.start("talk", {"log": ["break"]}, tenant="acme")
+    async with opened(office, tenants=(Tenant(tenant_id="acme"), Tenant(tenant_id="bolt"))) as runtime:
+        run = await runtime.run(run.id, tenant="acme")
+        assert (await run.result(IN_TIME)).status is RunStatus.FAILED
+    async with opened(office, worker=False, tenants=CONTENTS) as runtime:
+        again = await runtime.resume(run.id, tenant="acme", by="root")
+        assert list(await runtime.store.retention.prune(run.tenant_id)) == []
+    async with opened(office, tenants=CONTENTS) as runtime:
+        again = await runtime.run(again.id, tenant="acme")
+        assert (await again.result(IN_TIME)).status is RunStatus.FAILED
+        await pruned(runtime, again)
+        await pruned(runtime, await runtime.run(run.id, tenant="acme"))
     await assert_invariants(office.database)

@@ -1,5 +1,6 @@
 """Back in a run's history and on from it, by the command line: real settings, a real database."""
 
+import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,10 @@ from pathlib import Path
 import pytest
 from fix_database import DatabaseUrls
 from projects import Project, standing_in
+
+from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.retention import PostgresRetention
+from holdfast.contracts.ids import TenantId
 
 
 @pytest.fixture
@@ -103,3 +108,35 @@ def test_who_may_not_and_what_is_not_there_is_said_in_a_line(project: Project) -
     assert (nothing.code, "has no checkpoint '1f0'" in nothing.complaint) == (2, True)
     list_given = project.holdfast("fork", run_id, "--by", "olga", "--values", "[]")
     assert (list_given.code, "--values must be a JSON object" in list_given.complaint) == (2, True)
+
+
+def test_run_whose_contents_were_pruned_is_shown_without_them_and_nothing_goes_back_in_it(
+    project: Project, database_urls: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_TENANTS", '[{"tenant_id": "default", "retention": {"contents_days": 0}}]')
+    run_id, approval = asked(project)
+    assert project.holdfast("approve", approval, "--by", "dana").code == 0
+    assert '"12.00"' in project.holdfast("show", run_id).out
+    asyncio.run(prune(database_urls.app))
+    shown = project.holdfast("show", run_id)
+    assert '"12.00"' not in shown.out
+    [contents] = [line for line in shown.out.splitlines() if line.startswith("contents")]
+    assert "by its tenant's terms of retention" in contents
+    assert "returned, pruned" in shown.out
+    assert "approved by dana: pay (pruned on " in shown.out
+    told = project.holdfast("show", run_id, "--json").json
+    at = told["contents_pruned_at"]
+    assert at is not None
+    assert [part["contents_pruned_at"][:19] for part in (*told["calls"], *told["approvals"])] == [at[:19]] * 2
+    for command in ("replay", "fork"):
+        refused = project.holdfast(command, run_id, "--by", "olga")
+        assert (refused.code, "were pruned on" in refused.complaint, "contents_days" in refused.complaint) == (
+            2,
+            True,
+            True,
+        )
+
+
+async def prune(url: str) -> None:
+    async with Database(url) as database:
+        assert await PostgresRetention(database).prune(TenantId("default"))

@@ -16,11 +16,18 @@ from typing_extensions import TypedDict
 
 from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.approvals import ApprovalStatus
-from holdfast.contracts.errors import BudgetExceeded, Conflict, NotGoverned, PolicyDenied, RunCancelled
+from holdfast.contracts.errors import (
+    BudgetExceeded,
+    Conflict,
+    ContentsPruned,
+    NotGoverned,
+    PolicyDenied,
+    RunCancelled,
+)
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import RunStatus
-from holdfast.contracts.tenancy import Tenant
+from holdfast.contracts.tenancy import RetentionTerms, Tenant
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
 from holdfast.nodes.context import RunContext
@@ -319,6 +326,29 @@ async def test_stream_that_is_left_ends_its_run_as_cancelled(hosted):
     assert run.status is RunStatus.CANCELLED
     started = await host.desk.store.events.read(ACME, run.run_id)
     assert [event.node for event in started if event.kind is EventKind.NODE_STARTED] == ["first"]
+
+
+@pytest.mark.parametrize("answer", ["approve", "reject"])
+async def test_node_whose_record_was_pruned_is_not_run_again_by_its_host(hosted, answer: str):
+    async def node(state: State, runtime: Runtime[RunContext]) -> dict:
+        result = await runtime.context.tools.call("pay", {"order": "A"})
+        raise ValueError(result.status)
+
+    host, graph = await hosted(), graph_of(node, InMemorySaver())
+    store = host.desk.store
+    with host.registered():
+        await graph.ainvoke({"x": "1"}, THREAD)
+        with pytest.raises(ValueError, match=r"ok|rejected"):
+            await graph.ainvoke(Command(resume=decided(answer)), THREAD)
+        await store.tenants.put(Tenant(tenant_id=ACME, retention=RetentionTerms(contents_days=0)))
+        assert await store.retention.prune(ACME)
+        before = list(paid)
+        with pytest.raises(ContentsPruned, match=r"when it(s node)? runs again"):
+            await graph.ainvoke(None, THREAD)
+    assert paid == before
+    again, first = await host.runs()
+    assert (again.status, again.cause.metadata["class"]) == (RunStatus.FAILED, "ContentsPruned")
+    assert again.cause.metadata["run_id"] == first.run_id
 
 
 async def test_cancelled_invocation_ends_its_run_as_cancelled(hosted):
