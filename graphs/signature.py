@@ -43,6 +43,9 @@ from holdfast.graphs.source import Project, Sources, is_generated, names_in
 
 Compiled = Pregel[Any, Any, Any, Any]
 
+MARK = "code-"
+"""What a version begins with that is a signature."""
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _EXACT = (Decimal, Fraction, timedelta, date, time, UUID, range, slice)
 """Values whose `repr` says all there is to know, everywhere."""
@@ -73,7 +76,7 @@ _NAMES = ("__qualname__", "__name__", "_name")
 
 def signature(graph: Compiled, tools: Iterable[Any], *, body_of: Callable[[Any], Any]) -> str:
     """The version of a graph that calls `tools` by name. It is the same in every process, on every machine, wherever
-    the project stands; it is marked `code-`, so that no range of version numbers holds it.
+    the project stands; it begins with `MARK`, so that no range of version numbers holds it.
 
     `body_of` gives a node's body as it was written, whoever wraps it. Raises `InvalidRequest` for values without end.
     """
@@ -82,7 +85,7 @@ def signature(graph: Compiled, tools: Iterable[Any], *, body_of: Callable[[Any],
     try:
         reader.refer(graph)
         reader.read(given)
-        return f"code-{reader.result()[:16]}"
+        return f"{MARK}{reader.result()[:16]}"
     except RecursionError as error:
         raise InvalidRequest(
             f"graph {graph.name!r} holds values too deeply nested to be read; name its version: govern(…, version=…)"

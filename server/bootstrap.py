@@ -43,7 +43,7 @@ from holdfast.runtime.runtime import Runtime
 from holdfast.runtime.sessions import Doors, Gate, SaverFor
 from holdfast.runtime.wake import Wake
 from holdfast.runtime.worker import Worker, WorkerTerms
-from holdfast.server.catalog import read_catalog
+from holdfast.server.catalog import read_catalog, twins
 from holdfast.server.encryption import encryption
 from holdfast.server.settings import Settings, load_settings
 from holdfast.server.telemetry import telemetry
@@ -229,6 +229,8 @@ def _project_graphs() -> Iterator[Graph]:
     catalog = read_catalog()
     for name in catalog:
         try:
+            if (twin := catalog.twin_of(name)) is not None:
+                raise ConfigurationError(twins(catalog, name, twin))
             yield catalog.load(name)
         except HoldfastError as error:
             log.warning("graph_not_loaded", graph=name, reason=str(error))

@@ -5,7 +5,8 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from langgraph.pregel import Pregel
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, NotFound
 from holdfast.graphs.govern import govern
 from holdfast.graphs.governed import GovernedGraph
+from holdfast.graphs.signature import MARK
 
 DEFAULT_FILE = Path("langgraph.json")
 
@@ -50,6 +52,47 @@ class Catalog:
         governed = graph if isinstance(graph, GovernedGraph) else govern(graph, name=name)
         assert isinstance(governed, GovernedGraph)  # govern() makes it one in place
         return governed
+
+    def recorded_as(self, name: str) -> Sequence[GovernedGraph]:
+        """The graphs that runs of that name are of. Most often it is the name that the graph has here, but its author
+        may govern it under another; and one that nobody names is called LangGraph, as any other is.
+
+        Raises as `load` does where there is none.
+        """
+        if (name in self.refs or ":" in name) and (own := self.load(name)).governance.name == name:
+            return [own]
+        return [graph for _, graph in self._loaded() if graph.governance.name == name] or [self.load(name)]
+
+    def twin_of(self, name: str) -> str | None:
+        """The name, before this one, of another graph whose runs would be taken for this one's: they are recorded under
+        the same name and the same version, which an author gave to both."""
+        own = self.load(name)
+        if own.governance.version.startswith(MARK):  # the same code then, which may go on with either's
+            return None
+        for other, graph in self._loaded():
+            if other == name:
+                break
+            if graph is not own and self.refs[other] != self.refs[name] and _recorded(graph) == _recorded(own):
+                return other
+        return None
+
+    def _loaded(self) -> Iterator[tuple[str, GovernedGraph]]:
+        for name in self.refs:
+            with suppress(HoldfastError):  # whoever needs it is told when it is asked for by name
+                yield name, self.load(name)
+
+
+def _recorded(graph: GovernedGraph) -> tuple[str, str]:
+    return graph.governance.name, graph.governance.version
+
+
+def twins(catalog: Catalog, name: str, other: str) -> str:
+    """What is to be done about two graphs whose runs cannot be told apart."""
+    recorded, version = _recorded(catalog.load(name))
+    return (
+        f"the runs of {name} and of {other} are both called {recorded}, of version {version}, and {other} would go on "
+        "with either's: give each a name of its own, govern(…, name=…)"
+    )
 
 
 def read_catalog(path: Path | None = None) -> Catalog:

@@ -304,12 +304,18 @@ async def _watch(console: Console, runtime: Runtime, handle: RunHandle) -> RunRe
             status.update(render.draining(await runtime.show(handle.run_id, tenant=handle.tenant_id)))
 
 
+def register_graphs_of(runtime: Runtime, run: Run) -> None:
+    """Make the graphs known that the run may be of; raises what keeps this process from it."""
+    for graph in read_catalog().recorded_as(run.graph_name):
+        runtime.register(graph)
+
+
 async def _obstacle(runtime: Runtime, run: Run) -> str | None:
     """Why this process cannot carry the run on; None when it can, and then its graph is registered."""
     if run.attached:
         return "the program that hosts it goes on with it"
     try:
-        runtime.register(read_catalog().load(run.graph_name))
+        register_graphs_of(runtime, run)
     except HoldfastError as error:
         return f"another worker must go on with it, for here {error.message}"
     if not await runtime.serves(run.run_id, tenant=run.tenant.tenant_id):

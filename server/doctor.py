@@ -27,7 +27,7 @@ from holdfast.policies.compatibility import unserved
 from holdfast.policies.permissions import CedarPolicy
 from holdfast.server import render
 from holdfast.server.bootstrap import open_runtime
-from holdfast.server.catalog import Catalog, read_catalog
+from holdfast.server.catalog import Catalog, read_catalog, twins
 from holdfast.server.encryption import encryption
 from holdfast.server.exits import Exit
 from holdfast.server.raw_clients import raw_clients
@@ -193,14 +193,18 @@ def _catalog() -> tuple[Catalog, Check]:
 
 def _graph(catalog: Catalog, name: str) -> Check:
     try:
-        found = raw_clients(catalog.load(name))
+        graph = catalog.load(name)
+        found, twin = raw_clients(graph), catalog.twin_of(name)
     except HoldfastError as error:
         return Check("graph", "fail", error.message)
+    if twin is not None:
+        return Check("graph", "fail", twins(catalog, name, twin))
     if found:
         return Check(
             "graph", "warn", f"{name} uses clients that pass no door ({'; '.join(found)}): {_THROUGH_THE_DOOR}"
         )
-    return Check("graph", "ok", name)
+    recorded = graph.governance.name
+    return Check("graph", "ok", name if recorded == name else f"{name}, whose runs are called {recorded}")
 
 
 async def _database(settings: Settings, catalog: Catalog) -> AsyncIterator[Check]:

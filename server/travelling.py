@@ -7,8 +7,7 @@ from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run
 from holdfast.runtime.runtime import RunHandle, Runtime
 from holdfast.server import documents, render
-from holdfast.server.catalog import read_catalog
-from holdfast.server.commands import Session, say, see_through
+from holdfast.server.commands import Session, register_graphs_of, say, see_through
 from holdfast.server.exits import Exit
 
 
@@ -85,7 +84,7 @@ async def _served(runtime: Runtime, run_id: str, tenant: str) -> Run:
     """The run, its graph being one that this process knows; raises what keeps it from that."""
     run = (await runtime.show(run_id, tenant=tenant)).run
     if not run.attached:
-        runtime.register(read_catalog().load(run.graph_name))
+        register_graphs_of(runtime, run)
     return run
 
 

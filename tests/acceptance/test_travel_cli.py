@@ -1,6 +1,7 @@
 """Back in a run's history and on from it, by the command line: real settings, a real database."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,3 +141,33 @@ def test_run_whose_contents_were_pruned_is_shown_without_them_and_nothing_goes_b
 async def prune(url: str) -> None:
     async with Database(url) as database:
         assert await PostgresRetention(database).prune(TenantId("default"))
+
+
+UNNAMED = """
+from langgraph.graph import START, StateGraph
+
+from holdfast import RunContext, govern
+from my_graphs import State, pay, spend
+
+builder = StateGraph(State, context_schema=RunContext)
+builder.add_node("work", spend)
+builder.add_edge(START, "work")
+graph = govern(builder.compile(), tools=[pay])
+"""
+
+
+def test_graph_that_its_author_gave_no_name_is_found_again_by_every_command(project: Project) -> None:
+    (project.folder / "unnamed.py").write_text(UNNAMED, encoding="utf-8")
+    (project.folder / "langgraph.json").write_text(json.dumps({"graphs": {"desk": "unnamed:graph"}}), encoding="utf-8")
+    waiting = project.holdfast("run", "desk", "--input", '{"text": "12.00"}', "--json")
+    assert waiting.code == 3, waiting.err
+    run_id, [question] = waiting.json["run_id"], waiting.json["approvals"]
+    approved = project.holdfast("approve", question["id"], "--by", "dana", "--json")
+    assert (approved.code, approved.json["status"]) == (0, "completed")
+    [_, before, _] = project.holdfast("history", run_id, "--by", "olga", "--json").json
+    at = ("--at", before["checkpoint_id"], "--by", "olga")
+    assert project.holdfast("show", run_id, *at).json == {"text": "12.00"}
+    assert project.holdfast("replay", run_id, "--by", "olga").code == 0
+    assert project.holdfast("fork", run_id, *at).code == 3
+    assert "desk, whose runs are called LangGraph" in project.holdfast("doctor").out
+    sys.modules.pop("unnamed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.contracts.errors import ConfigurationError, NotFound
-from holdfast.server.catalog import read_catalog
+from holdfast.server.catalog import read_catalog, twins
 
 MODULE = """
 from langgraph.graph import END, START, StateGraph
@@ -86,6 +86,48 @@ def test_a_graph_that_its_author_governed_keeps_its_terms(folder: Path) -> None:
     governed = MODULE + "\nfrom holdfast.graphs.govern import govern\ngoverned = govern(graph, name='shouting desk')\n"
     (folder / "my_graphs.py").write_text(governed, encoding="utf-8")
     assert read_catalog().load("my_graphs:governed").governance.name == "shouting desk"
+
+
+NAMED_OTHERWISE = """
+from holdfast.graphs.govern import govern
+
+unnamed = govern(builder.compile(), version="1")
+other = govern(builder.compile(), version="2")
+desk = govern(builder.compile(), name="shouting desk", version="1")
+mute = govern(builder.compile(), name="mute", version="1")
+"""
+
+
+@pytest.mark.parametrize(
+    ("recorded", "versions"),
+    [("shouting desk", ["1", "1"]), ("LangGraph", ["1", "2"]), ("mute", ["1"]), ("my_graphs:builder", [None])],
+)
+def test_a_run_leads_back_to_its_graph_whatever_its_author_called_it(
+    folder: Path, recorded: str, versions: list[str | None]
+) -> None:
+    (folder / "my_graphs.py").write_text(MODULE + NAMED_OTHERWISE, encoding="utf-8")
+    names = {"one": "unnamed", "two": "other", "desk": "desk", "mute": "desk", "silent": "mute"}
+    write({"bad": "broken:graph", **{name: f"my_graphs:{attribute}" for name, attribute in names.items()}})
+    found = [graph.governance for graph in read_catalog().recorded_as(recorded)]
+    assert {each.name for each in found} == {recorded}
+    assert all(version in (None, each.version) for version, each in zip(versions, found, strict=True))
+
+
+def test_graphs_whose_runs_could_not_be_told_apart_are_found(folder: Path) -> None:
+    again = 'again = govern(builder.compile(), version="1")\nsigned = govern(builder.compile())\n'
+    again += "signed_too = govern(builder.compile())\n"
+    (folder / "my_graphs.py").write_text(MODULE + NAMED_OTHERWISE + again, encoding="utf-8")
+    refs = ("unnamed", "other", "desk", "mute", "again", "signed", "signed_too")
+    write({"bad": "broken:graph", "alias": "my_graphs:unnamed", **{ref: f"my_graphs:{ref}" for ref in refs}})
+    catalog = read_catalog()
+    assert {ref: catalog.twin_of(ref) for ref in refs if catalog.twin_of(ref)} == {"again": "alias"}
+    assert "both called LangGraph, of version 1" in twins(catalog, "again", "alias")
+
+
+def test_a_run_of_a_graph_that_is_not_here_says_which_are() -> None:
+    write({"shouter": "my_graphs:graph"})
+    with pytest.raises(NotFound, match=r"no graph 'desk'; langgraph\.json names: shouter"):
+        read_catalog().recorded_as("desk")
 
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are() -> None:
