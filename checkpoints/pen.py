@@ -57,7 +57,9 @@ class Pen:
         )
 
     def stage(self, task_id: str, records: Records) -> None:
-        """Keep what belongs into the commit of a task's checkpoint writes."""
+        """Keep what belongs into the commit of a task's checkpoint writes; `task_id` may be that of a part of the task,
+        of a specialist say."""
+        task_id = task_id.partition("/")[0]
         self._staged[task_id] = self._staged.get(task_id, NOTHING) + records
 
     def staged(self, task_id: str) -> Records:

@@ -1,9 +1,10 @@
 """What a node may use while it runs. A scope is set around every governed node and closed when the node ends."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallIdentity, CallKind, CallRecord, CallSite, Turn
@@ -15,6 +16,9 @@ from holdfast.contracts.models import ModelDoor
 from holdfast.contracts.runs import Owner, RunIdentity
 from holdfast.contracts.tenancy import TenantContext
 from holdfast.contracts.verdicts import Autonomy
+
+_SHORT = 16
+"""How much of a key tells the calls of one task apart."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,13 +44,20 @@ class Scope:
     """Where the caller stands now; inside a `@task` that is another task than the node's own."""
     still_ours: Callable[[], bool]
     """The last check before anything is sent to the outside: is the lease still ours, by our own clock?"""
+    apart: Callable[[str, bool], AbstractContextManager[None]] = lambda _, __: nullcontext()
+    """Makes the block, known by this name, count the graphs that it calls for itself; and go on with them where it is
+    run again."""
     fork: str = ""
+    above: "Scope | None" = None
+    """The scope that this one is a part of, and closed with."""
     closed: bool = False
     occurrences: Counter[tuple[Turn, str, str, str]] = field(default_factory=Counter)
     calls_before: dict[Turn, Mapping[str, CallRecord]] = field(default_factory=dict, repr=False)
     """What each task had called when it first called something here, by identity key: read once, not for each call."""
     approvals_before: dict[Turn, Sequence[Approval]] = field(default_factory=dict, repr=False)
     """What each task had asked people when it first called a tool here, oldest first."""
+    acted: set[str] = field(default_factory=set, repr=False)
+    """The keys of the calls whose tools have acted here, or begun to."""
     identified: defaultdict[Turn, set[str]] = field(default_factory=lambda: defaultdict(set), repr=False)
     """The keys of the calls that each task has asked for here."""
 
@@ -62,8 +73,43 @@ class Scope:
         self.identified[site.turn].add(identity.key)
         return identity
 
+    def below(self, name: str) -> "Scope":
+        """A scope for what is done below this one: a part of the same node that counts what it asks for by itself."""
+
+        def locate() -> CallSite:
+            here = self.locate()
+            return replace(here, task_id=f"{here.task_id}/{name}")
+
+        return replace(
+            self,
+            above=self,
+            locate=locate,
+            occurrences=Counter(),
+            calls_before={},
+            approvals_before={},
+            acted=set(),
+            identified=defaultdict(set),
+        )
+
+    @contextmanager
+    def acting(self, key: str) -> Iterator[None]:
+        """Lets the body of a tool act, below the call that has this key. It is run as often as the call is sent, and
+        what it asks for is the same each time, whatever the node has asked for beside it."""
+        if scope_here() is None:  # nothing that the body asks for would be found to be a node's
+            yield
+            return
+        own = self.below(key[:_SHORT])
+        try:
+            with entered(own), self.apart(key, key in self.acted):
+                self.acted.add(key)
+                yield
+        finally:
+            own.closed = True
+
     def require_open(self, what: str) -> None:
         """Raise `NotGoverned` if the node has ended: a task that outlived it must not act."""
+        if self.above is not None:
+            self.above.require_open(what)
         if self.closed:
             raise NotGoverned(
                 f"{what} was called after node {self.node!r} had ended; await everything that a node starts",

@@ -46,6 +46,7 @@ from holdfast.gateway.providers import Providers
 from holdfast.gateway.recalling import earlier
 from holdfast.gateway.sending import WHAT, Sender, Sending, may_be_paid
 from holdfast.gateway.validation import Complaint, read_answer, repair_request, require_schema
+from holdfast.gateway.within import noted
 from holdfast.policies.budget import exceeded, reservation
 from holdfast.policies.deadline import timeout_seconds
 from holdfast.telemetry.spans import model_span, record_model
@@ -127,7 +128,7 @@ class ModelGateway:
             scope=scope,
             deadline=min(request.deadline, scope.deadline, key=lambda deadline: deadline.expires_at_monotonic),
             identity=scope.identify("model", _name_of(provider), request_digest),
-            canonical_request=recorded,
+            canonical_request=noted(recorded),
             estimate=estimate,
             reservation=reservation(estimate, request.max_tokens, quote),
             policy_version=verdict.policy_version,

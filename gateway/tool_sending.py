@@ -31,6 +31,7 @@ from holdfast.gateway.closing import written
 from holdfast.gateway.last_look import on_its_way
 from holdfast.gateway.tool_outcomes import ONE_CALL, drafted, failed, fitted, result_of, returned
 from holdfast.gateway.toolset import Tool, ToolCall, called_for
+from holdfast.gateway.within import noted
 from holdfast.policies.deadline import timeout_seconds
 from holdfast.policies.retry import RetryTerms, may_have_happened, may_retry, pause_seconds
 
@@ -69,7 +70,9 @@ class Sending:
             call_id=call_id,
             identity=self.identity,
             agent_name=self.request.agent_name or self.scope.agent_name,
-            request={"tool_name": self.entry.name, "tool_call_id": self.request.tool_call_id, "input": self.args},
+            request=noted(
+                {"tool_name": self.entry.name, "tool_call_id": self.request.tool_call_id, "input": self.args}
+            ),
             effect=terms.effect,
             idempotent=terms.idempotent,
             reservation=ONE_CALL,
@@ -158,7 +161,7 @@ class ToolSender:
         scope.require_open(f"tool {entry.name!r}")
         scope.require_ours()  # before its task or thread is made; its body looks once more
         try:
-            with on_its_way(scope), called_for(told), contained():
+            with on_its_way(scope), called_for(told), contained(), scope.acting(sending.identity.key):
                 async with asyncio.timeout(seconds) as timer:
                     answer = await entry.run(sending.args)
                     await reach(Mark.TOOL_SENT)

@@ -59,6 +59,12 @@ def current_tool_call() -> ToolCall:
     return call
 
 
+def called_within() -> str | None:
+    """The key of the call whose tool's body asks here; None: a node's own code does."""
+    call = _call.get()
+    return None if call is None else call.idempotency_key
+
+
 class called_for:  # noqa: N801  # reads as a word: `with called_for(call):`
     """Makes `call` the one that `current_tool_call()` returns in the block."""
 

@@ -9,7 +9,6 @@ from typing import Any, Generic, Literal, TypeVar
 
 from langgraph.errors import GraphInterrupt
 
-from holdfast.contracts.calls import CallSite
 from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import (
     DeadlineExceeded,
@@ -151,18 +150,12 @@ class _Fan:
         )
         await reach(Mark.SHARE_OPENED)
 
-        def locate() -> CallSite:
-            here = scope.locate()
-            return replace(here, task_id=here.task_id + suffix)
-
         return replace(
-            scope,
+            scope.below(suffix[1:]),
             agent_name=specialist.name,
             deadline=scope.deadline.child(specialist.deadline_seconds),
             limits=limits,
             budgets=(budget, *scope.budgets),
-            locate=locate,
-            occurrences=Counter(),
         )
 
     def _failed(self, name: str, task_id: str, error: Exception) -> "SpecialistOutcome[Any]":

@@ -28,7 +28,7 @@ from holdfast.contracts.scope import Scope, entered, scope_here
 from holdfast.nodes.asking import ask_for, pause_in, settle_host_answers
 from holdfast.nodes.inside import fatal_as_itself
 from holdfast.nodes.mismatch import require_no_mismatch
-from holdfast.nodes.place import Place, is_retry, task_id_of
+from holdfast.nodes.place import Place, is_retry, standing_apart, task_id_of
 from holdfast.nodes.session import RunSession, session_here
 from holdfast.nodes.underway import collecting
 from holdfast.telemetry.spans import node_span, trace_ids
@@ -128,6 +128,7 @@ def _open_scope(session: RunSession, place: Place, config: RunnableConfig) -> Sc
         default_model=session.default_model,
         locate=session.locator(session.owner.thread_id, place, config),
         still_ours=session.still_ours,
+        apart=standing_apart,
         fork=session.fork,
     )
 

@@ -30,12 +30,14 @@ _TASK_ID = "__pregel_task_id"
 _SCRATCHPAD = "__pregel_scratchpad"
 _SEND = "__pregel_send"
 _CALL = "__pregel_call"
+_RESUMING = "__pregel_resuming"
 _RUNTIME = "__pregel_runtime"
 _CHECKPOINTER = "__pregel_checkpointer"
 _RESUME = "__resume__"
 _MOST_QUESTIONS = 1000
 _PLACES = 10_000
 """How many graphs one branch of a task may call, before it comes to the numbers of another."""
+_END = ":"
 _PUSH, _PULL, _HANDLER = "__pregel_push", "__pregel_pull", "node_error_handler"
 
 
@@ -84,9 +86,10 @@ def count_anew(config: RunnableConfig) -> None:
 
 
 @contextmanager
-def standing_apart(branch: str) -> Iterator[None]:
+def standing_apart(branch: str, again: bool = False) -> Iterator[None]:
     """Lets the block count the graphs and the `@task`s that it calls for itself: side by side with other branches,
-    which come to their calls in another order when the node runs again."""
+    which come to their calls in another order when the node runs again. `again`: it goes on with those that it has
+    called before, as LangGraph has it when it tries a task again."""
     here = var_child_runnable_config.get() or {}
     conf = here.get("configurable") or {}
     if _SCRATCHPAD not in conf:
@@ -97,6 +100,8 @@ def standing_apart(branch: str) -> Iterator[None]:
         conf[_SCRATCHPAD], subgraph_counter=partial(next, count(first)), call_counter=partial(next, count(first))
     )
     own: dict[str, Any] = {_SCRATCHPAD: pad}
+    if again:
+        own[_RESUMING] = True
     if (call := conf.get(_CALL)) is not None:  # it counts with its task's scratchpad, not with the config's
         task = call.args[0]()
         task = replace(task, config={**task.config, "configurable": {**task.config["configurable"], **own}})
@@ -154,9 +159,9 @@ class Task:
         return self.path[0] == _PUSH and self.path[-1] is True
 
     @property
-    def of_failed(self) -> tuple[Any, ...] | None:
-        """The path of the task whose failure this one handles; None for any other."""
-        return self.path[:-2] if _HANDLER in self.path else None
+    def of_failed(self) -> str | None:
+        """The id of the task whose failure this one handles, and below which LangGraph puts it; None for any other."""
+        return self.graph_ns.rpartition(_END)[2] if _HANDLER in self.path else None
 
     def id_from(self, checkpoint_id: str, graph_ns: str, *, failed: str | None = None) -> str:
         """The id that this task has where it starts from that checkpoint; `failed` is that of the one it handles."""

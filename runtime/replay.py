@@ -8,7 +8,7 @@ sent and nothing is written. What a node does past its doors it does again.
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,9 @@ from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.classification import contained, translated
 from holdfast.contracts.errors import Conflict, ReplayStopped, RuntimeErrorRecord
 from holdfast.contracts.events import Event, EventKind
+from holdfast.contracts.ids import CallId
 from holdfast.contracts.runs import Run, RunStatus, owner_of
+from holdfast.gateway.within import calls_around
 from holdfast.nodes.session import RunSession, entered_session
 from holdfast.policies import rulings
 from holdfast.policies.retention import require_contents
@@ -158,7 +160,7 @@ class Replayer:
         """Every checkpoint of the run's thread, subgraphs' included, newest first."""
         saver = self._saver_for(owner_of(run), graph)
         history = [each async for each in saver.alist({"configurable": {"thread_id": run.thread_id}})]
-        if not any(each.metadata.get(RUN_MARK) == run.run_id for each in history):
+        if not any(_is_of(run, each) for each in history):
             raise Conflict(
                 f"run {run.run_id} never came to a checkpoint that is still there, so there is nothing to replay"
             )
@@ -183,7 +185,7 @@ class Replayer:
         calls = await journal.of_run(run.tenant.tenant_id, run.run_id)
         own = {call.call_id: call for call in calls if call.last_run_id == run.run_id}
         answered = [store.journal.seen[call_id] for call_id in progress.replayed if call_id in store.journal.seen]
-        left_out = [call for call_id, call in own.items() if call_id not in progress.replayed]
+        left_out = _left_out(own, progress.replayed)
         governance: Any = graph.governance  # type: ignore[attr-defined]  # the registry admits governed graphs only
         return ReplayReport(
             run=run,
@@ -205,6 +207,16 @@ class _Ended:
     error: RuntimeErrorRecord | None = None
 
 
+def _left_out(own: Mapping[CallId, CallRecord], replayed: Collection[str]) -> list[CallRecord]:
+    """What was not asked for, and not inside of a call that answered from its record either."""
+    known = {call.identity.key: call for call in own.values()}
+    return [
+        call
+        for call_id, call in own.items()
+        if call_id not in replayed and not any(outer.call_id in replayed for outer in calls_around(call, known))
+    ]
+
+
 def _answers(store: RecordedStore, asked: Sequence[str]) -> dict[str, Any]:
     found = {interrupt_id: store.approvals.answered(interrupt_id) for interrupt_id in asked}
     return {interrupt_id: rulings.answer(approval) for interrupt_id, approval in found.items() if approval is not None}
@@ -219,11 +231,16 @@ async def _state(graph: Graph, run: Run) -> Any:
         return plain_output((await graph.aget_state(run_config(run))).values)
 
 
+def _is_of(run: Run, checkpoint: CheckpointTuple) -> bool:
+    """Whether it is a checkpoint of the run's own graph, and not of one below it, that the run has written."""
+    return _namespace(checkpoint) == "" and checkpoint.metadata.get(RUN_MARK) == run.run_id
+
+
 async def _memory(history: Sequence[CheckpointTuple], run: Run, *, serde: Any) -> InMemorySaver:
     """A saver in memory that has what the thread had when the run began."""
     saver = InMemorySaver(serde=serde)
     root = {_id(each): each for each in history if _namespace(each) == ""}
-    first = min((each for each in root.values() if each.metadata.get(RUN_MARK) == run.run_id), key=_id)
+    first = min((each for each in root.values() if _is_of(run, each)), key=_id)
     start = _parent(first)
     line: set[str] = set()
     while start is not None and start in root:

@@ -6,7 +6,6 @@ each task is made again from the checkpoint that was recorded at the same step o
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple
@@ -35,7 +34,6 @@ class Trail:
             place = each.config["configurable"]
             self._checkpoints.setdefault((place["checkpoint_ns"], each.metadata["step"]), place["checkpoint_id"])
         self._tasks: dict[str, _Known] = {}
-        self._by_path: dict[tuple[str, int, tuple[Any, ...]], tuple[str, str]] = {}
 
     def checkpoint(self, step: int) -> str | None:
         """The recorded checkpoint of the outermost graph at a step."""
@@ -66,9 +64,7 @@ class Trail:
     def _learn(self, task: Task | None) -> None:
         if task is None or task.task_id in self._tasks:
             return
-        failed, failed_then = (None, None)
-        if task.of_failed is not None:
-            failed, failed_then = self._by_path.get((task.graph_ns, task.step, task.of_failed), (None, None))
+        failed = task.of_failed
         if task.id_from(task.checkpoint_id, task.graph_ns, failed=failed) != task.task_id:
             raise InvariantViolated(
                 f"LangGraph names the tasks of node {task.name!r} in another way than this version of holdfast knows"
@@ -77,15 +73,16 @@ class Trail:
         started_from = self._started_from(task, graph_ns)
         recorded = task.task_id
         if started_from is not None:
+            failed_then = None if failed is None else self._recorded(failed)
             recorded = task.id_from(started_from, graph_ns, failed=failed_then)
         own_ns = f"{task.graph_ns}{_SEPARATOR}{task.name}" if task.graph_ns else task.name
         self._tasks[task.task_id] = _Known(recorded, f"{own_ns}{_END}{task.task_id}")
-        self._by_path[task.graph_ns, task.step, task.path] = (task.task_id, recorded)
 
     def _started_from(self, task: Task, graph_ns: str) -> str | None:
-        """The recorded checkpoint that this task starts from; of a `@task`, the one of the node that called it."""
+        """The recorded checkpoint that this task starts from; of a `@task`, the one of the node that called it, and of
+        an error handler, that of the node that failed."""
         found = self._checkpoints.get((graph_ns, task.step - 1))
-        while found is None and task.is_call and graph_ns:
+        while found is None and (task.is_call or task.of_failed is not None) and graph_ns:
             graph_ns = graph_ns.rpartition(_SEPARATOR)[0]
             found = self._checkpoints.get((graph_ns, task.step - 1))
         return found

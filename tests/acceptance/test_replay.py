@@ -14,12 +14,12 @@ from langgraph.func import task
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import _messages_delta_reducer, add_messages
 from langgraph.runtime import Runtime as NodeRuntime
-from langgraph.types import Send, interrupt
+from langgraph.types import Command, Send, interrupt
 from offices import Office
 from psycopg import sql
 from typing_extensions import TypedDict
 
-from holdfast import Limits, RunContext, RunStatus, ToolCall, govern, tool
+from holdfast import Limits, RunContext, RunStatus, ToolCall, current, govern, tool
 from holdfast.contracts.errors import AuthError, Conflict, NotFound, PermanentDependency, PolicyDenied
 from holdfast.contracts.tenancy import Tenant
 from holdfast.graphs.refund_desk import graph as desk
@@ -112,8 +112,6 @@ class Works:
 
 
 def holdfast_models() -> Any:
-    from holdfast import current
-
     return current().models
 
 
@@ -336,3 +334,43 @@ async def test_replay_is_for_those_who_may_and_for_runs_that_rest(office: Office
     async with office.open(worker=False) as runtime:
         with pytest.raises(NotFound, match="no graph is named 'works'"):
             await runtime.replay(run.id, tenant="acme", by="olga")
+
+
+async def test_graph_that_a_tools_body_calls_and_an_error_handler_are_replayed(office: Office, works: Works):
+    below = works.graph()
+
+    @tool(effect="write")
+    async def delegate(order: str) -> str:
+        """Let the works do it, and say so."""
+        done = await below.ainvoke({"order": order})
+        await holdfast_models().call(f"{order} is done")
+        return str(len(done["log"]))
+
+    async def failing(state: State) -> State:
+        done = await current().tools.call("delegate", {"order": state["order"]})
+        raise RuntimeError(f"after {done.text}")
+
+    async def rescue(state: State) -> Command[Any]:
+        asked = await current().tools.call("delegate", {"order": f"{state['order']} again"})
+        return Command(update={"log": [asked.text, str(interrupt("fine?"))]}, goto=END)
+
+    builder = StateGraph(State).add_node("failing", failing, error_handler=rescue).add_edge(START, "failing")
+    graph = govern(builder.compile(), name="rescued", version="1", tools=[delegate], default_model=works.script.model)
+    works.graph = lambda: graph  # type: ignore[method-assign]
+    async with office.open() as runtime:
+        run = await works.recorded(runtime)
+        assert (await run.result(IN_TIME)).status is RunStatus.COMPLETED
+        report = await runtime.replay(run.id, tenant="acme", by="olga")
+    assert (report.differences, report.left_out, report.stop) == ((), [], None)
+    assert [call.identity.name for call in report.calls] == ["delegate", "delegate"]
+
+
+async def test_fork_that_ended_inside_a_subgraph_has_nothing_of_its_own_to_replay(office: Office, works: Works):
+    async with office.open() as runtime:
+        await works.recorded(runtime, thread="works")
+        [at] = [each for each in await runtime.history("works", tenant="acme", by="olga") if "handle" in each.next]
+        nothing = Limits(max_tool_calls=0)
+        fork = await runtime.fork("works", at=at.checkpoint_id, tenant="acme", by="olga", limits=nothing)
+        assert (await fork.result(IN_TIME)).status is RunStatus.FAILED
+        with pytest.raises(Conflict, match="never came to a checkpoint"):
+            await runtime.replay(fork.id, tenant="acme", by="olga")

@@ -33,7 +33,8 @@ from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.runs import Owner
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
-from holdfast.nodes.context import RunContext
+from holdfast.nodes.context import RunContext, current
+from holdfast.nodes.fanout import Specialist
 from holdfast.testing.invariants import assert_invariants
 
 
@@ -94,6 +95,33 @@ async def test_a_question_is_committed_with_its_interrupt(desk: Desk, database: 
         "select a.xmin::text, w.xmin::text, e.xmin::text from approvals a "
         "join checkpoint_writes w on w.task_id = a.task_id and w.channel = '__interrupt__' "
         "join events e on e.task_id = a.task_id and e.kind = 'approval.asked'",
+    )
+    assert len(commits) == 1
+    assert len(set(commits[0])) == 1
+    await attempt.rest()
+    await assert_invariants(database)
+
+
+async def test_a_specialists_question_is_committed_with_the_interrupt_of_its_node(
+    desk: Desk, database: Database, database_urls: DatabaseUrls
+):
+    @tool(effect="external")
+    async def pay(order: str) -> str:
+        """Pay for an order."""
+        return order
+
+    async def payer() -> Any:
+        return (await current().tools.call("pay", {"order": "A"})).output
+
+    async def node(state: State) -> State:
+        await current().fan_out([Specialist("payer", payer, budget_share=0.5)], limit=1)
+        return {"log": []}
+
+    attempt = await desk.start(governed(node, tools=[pay]), {"log": []})
+    commits = await rows(
+        database_urls,
+        "select a.xmin::text, w.xmin::text from approvals a "
+        "join checkpoint_writes w on w.task_id = split_part(a.task_id, '/', 1) and w.channel = '__interrupt__'",
     )
     assert len(commits) == 1
     assert len(set(commits[0])) == 1

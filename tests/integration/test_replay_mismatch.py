@@ -17,7 +17,7 @@ from holdfast.contracts.errors import ReplayMismatch
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
-from holdfast.nodes.context import RunContext
+from holdfast.nodes.context import RunContext, current
 
 
 class State(TypedDict, total=False):
@@ -196,3 +196,31 @@ async def test_edge_of_a_graph_that_a_node_calls_does_not_answer_for_what_the_no
     with raising(last):
         assert last.output == {"log": [{"paid": "A"}, ["red"]]}
     assert world.paid == ["A"]
+
+
+async def test_what_a_tools_body_did_is_not_missed_where_the_tools_call_is_answered(desk: Desk):
+    world = World(looking)
+
+    @tool(effect="write", idempotent=True)
+    async def buy(order: str) -> dict[str, str]:
+        """Pay for an order, and for what goes with it."""
+        for each in (order, f"{order}'s parcel"):
+            await current().tools.call("pay", {"order": each})
+        return {"bought": order}
+
+    @tool(effect="read")
+    async def shop(order: str) -> dict[str, str]:
+        """Let somebody buy it."""
+        return (await current().tools.call("buy", {"order": order})).output
+
+    async def node(state: State, runtime: Runtime[RunContext]) -> State:
+        bought = (await runtime.context.tools.call("shop", {"order": "A"})).output
+        return {"log": [bought, interrupt("and now?")]}
+
+    builder = StateGraph(State, context_schema=RunContext).add_node("node", node).add_edge(START, "node")
+    graph = govern(builder.compile(), name="nested", tools=[*world.tools, buy, shop])
+    last = await decided(await desk.start(graph, {"log": []}), "respond", value="go on")
+    assert await last.inbox() == []
+    with raising(last):
+        assert last.output == {"log": [{"bought": "A"}, "go on"]}
+    assert world.paid == ["A", "A's parcel"]

@@ -228,3 +228,68 @@ async def test_graphs_and_tasks_that_a_retried_node_or_task_calls_are_not_run_ag
         with raising(attempt):
             assert attempt.output["log"] == paid
         assert shop.paid == paid
+
+
+class Told(TypedDict, total=False):
+    order: str
+    log: Annotated[list[Any], operator.add]
+
+
+async def test_what_a_tools_body_did_is_not_done_again_when_its_call_is_sent_again(desk: Desk):
+    shop, fail = Shop(), failing_once()
+
+    async def paying(state: Told) -> Told:
+        return {"log": [(await current().tools.call("pay", {"order": state["order"]})).output["paid"]]}
+
+    inner = StateGraph(Told).add_node("paying", paying).add_edge(START, "paying").compile()
+
+    @tool(effect="write", idempotent=True)
+    async def buy(order: str) -> list[Any]:
+        """Pay for an order by oneself, and have somebody pay for what goes with it."""
+        paid = (await current().tools.call("pay", {"order": order})).output["paid"]
+        below = (await inner.ainvoke({"order": f"{order}'s parcel"}))["log"]
+        said = (await current().models.call(f"bought {order}")).content
+        fail()
+        return [paid, *below, said]
+
+    async def node(state: Told) -> Told:
+        await current().tools.call("pay", {"order": state["order"]})  # another call than the one in the body
+        return {"log": (await current().tools.call("buy", {"order": state["order"]})).output["result"]}
+
+    builder = StateGraph(Told).add_node("node", node).add_edge(START, "node")
+    graph = govern(
+        builder.compile(), name="shop", tools=[shop.pay, buy], default_model="scripted:governing_script:answer"
+    )
+    attempt = await desk.start(graph, {"order": "A", "log": []})
+    with raising(attempt):
+        assert attempt.output["log"] == ["A", "A's parcel", "scripted"]
+    assert shop.paid == ["A", "A", "A's parcel"]
+    sends = {(call.identity.kind, call.identity.name): call.sends for call in await attempt.calls()}
+    assert sends == {("tool", "pay"): 1, ("tool", "buy"): 2, ("model", "scripted:governing_script:answer"): 1}
+
+
+async def test_what_a_tools_body_leaves_behind_is_refused_once_the_tool_has_answered(desk: Desk):
+    shop, left = Shop(), []
+
+    @tool(effect="read")
+    async def look(order: str) -> str:
+        """Look, and leave a payment behind."""
+
+        async def pay_later() -> None:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await current().tools.call("pay", {"order": order})
+
+        left.append(asyncio.ensure_future(pay_later()))
+        return "seen"
+
+    async def node(state: Told) -> Told:
+        seen = (await current().tools.call("look", {"order": "A"})).text
+        await asyncio.wait(left)
+        return {"log": [seen, type(left[0].exception()).__name__]}
+
+    builder = StateGraph(Told).add_node("node", node).add_edge(START, "node")
+    attempt = await desk.start(govern(builder.compile(), name="shop", tools=[shop.pay, look]), {"order": "A"})
+    with raising(attempt):
+        assert attempt.output["log"][1] == "NotGoverned"
+    assert shop.paid == []
