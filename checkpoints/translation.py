@@ -25,6 +25,8 @@ TRANSLATIONS: Mapping[type[psycopg.Error], type[HoldfastError]] = {
     errors.RestrictViolation: Conflict,
     errors.ForeignKeyViolation: NotFound,
     errors.DataError: InvalidRequest,
+    errors.ProgramLimitExceeded: InvalidRequest,  # larger than an index or a column takes: it will not fit later either
+    errors.StatementTooComplex: InvalidRequest,
     errors.InvalidPassword: AuthError,
     errors.InvalidAuthorizationSpecification: AuthError,
     errors.InsufficientPrivilege: ConfigurationError,

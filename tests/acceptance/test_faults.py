@@ -7,6 +7,7 @@ Each test ends with the invariants, which the fixture `office` asks for.
 import asyncio
 import operator
 import time
+from hashlib import sha256
 from typing import Annotated, Any
 
 import psycopg
@@ -74,6 +75,26 @@ async def test_run_ends_with_whatever_output(office: Office, value: Any, shown: 
         result = await run.result(IN_TIME)
         assert (result.status, result.error) == (RunStatus.COMPLETED, None)
         assert result.output["value"] == shown
+        assert (await kinds(run)).count("run.claimed") == 1
+
+
+async def test_run_whose_graphs_go_deeper_than_the_database_can_name_fails_instead_of_being_tried_for_ever(
+    office: Office,
+):
+    below = line(first, name="below")
+
+    async def deep(state: Log) -> Log:
+        return {"log": (await below.ainvoke({"log": []}))["log"]}
+
+    long_name = "".join(sha256(str(n).encode()).hexdigest() for n in range(100))  # what is in no index is no trouble
+    builder = StateGraph(Log).add_node(long_name, deep).add_edge(START, long_name)
+    async with office.open() as runtime:
+        run = await runtime.start(govern(builder.compile(), name="deep"), {"log": []}, tenant="acme")
+        result = await run.result(IN_TIME)
+        assert result.status is RunStatus.FAILED
+        assert result.error is not None
+        assert result.error.error_type is ErrorType.VALIDATION_ERROR
+        assert "index row size" in result.error.message
         assert (await kinds(run)).count("run.claimed") == 1
 
 
