@@ -19,10 +19,13 @@ from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import (
     BudgetExceeded,
     Conflict,
+    HoldfastError,
     InvalidRequest,
+    KeyMissing,
     NotFound,
     RunCancelled,
     RuntimeErrorRecord,
+    SealBroken,
 )
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, ThreadId, uuid_text
@@ -197,6 +200,20 @@ async def load_runs(conn: Connection, run_ids: Sequence[str]) -> Sequence[Run]:
     """The runs of these ids that the transaction's tenants have, oldest first."""
     found = await conn.execute(_SQL["load_runs"], {"run_ids": list(run_ids)})
     return [_run(conn.documents.opened(RUNS, row)) for row in await found.fetchall()]
+
+
+async def load_claimed(conn: Connection, run_ids: Sequence[str]) -> Sequence[tuple[Run, HoldfastError | None]]:
+    """The same of runs that were claimed together. One whose contents cannot be opened comes without them and with the
+    reason: it must not keep the others from whoever claimed them."""
+    found = await conn.execute(_SQL["load_runs"], {"run_ids": list(run_ids)})
+    return [_as_far_as_readable(conn, row) for row in await found.fetchall()]
+
+
+def _as_far_as_readable(conn: Connection, row: Mapping[str, Any]) -> tuple[Run, HoldfastError | None]:
+    try:
+        return _run(conn.documents.opened(RUNS, row)), None
+    except (KeyMissing, SealBroken) as error:
+        return _run({**row, **dict.fromkeys((*RUNS.documents, *RUNS.texts))}), error
 
 
 def _run(row: Mapping[str, Any]) -> Run:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.canonical import digest
-from holdfast.contracts.errors import AttemptsExhausted, RuntimeErrorRecord
+from holdfast.contracts.errors import AttemptsExhausted, HoldfastError, RuntimeErrorRecord
 from holdfast.contracts.ids import RunId, TenantId, ThreadId
 from holdfast.contracts.limits import Limits, Usage
 from holdfast.contracts.retention import LegalHold
@@ -231,6 +231,8 @@ class RunClaim(BaseModel):
     run: Run = Field(repr=False)
     served_by: str
     """The version of the run's graph whose code serves this attempt: the run's own, or one compatible with it."""
+    unreadable: HoldfastError | None = Field(default=None, repr=False)
+    """Why what is stored of the run cannot be opened here: `run` has its facts then, and none of its contents."""
 
     @property
     def owner(self) -> Owner:

@@ -90,6 +90,9 @@ class Coordinator:
 
     async def _execute(self, hold: Hold, control: RunControl) -> None:
         run = hold.claim.run
+        if (unreadable := hold.claim.unreadable) is not None:
+            await self._conclude_unread(hold, unreadable)
+            return
         try:
             graph = self._hydrated(hold)
         except (NotFound, InvariantViolated) as error:
@@ -115,6 +118,14 @@ class Coordinator:
             record_run(span, identity, graph_name=run.graph_name, status=type(ending).__name__.lower(), usage=usage)
             if isinstance(ending, Failed):
                 record_failure(span, ending.error)
+
+    async def _conclude_unread(self, hold: Hold, unreadable: HoldfastError) -> None:
+        """End a run of which nothing can be read, unless another worker may have the key for it."""
+        ending = _before_it_begins(hold)
+        if ending is None and isinstance(unreadable, StoreUnavailable):
+            await asyncio.sleep(_LONGEST_PAUSE_SECONDS)  # given back at once, it would be this worker's again at once
+            raise unreadable
+        await self._conclude(hold, None, ending or Failed(unreadable, "claim"))
 
     async def _give_back(self, hold: Hold, trouble: StoreUnavailable) -> None:
         """The attempt can write nothing more, but its lease holds: as soon as the database answers again, the run goes

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -18,6 +19,7 @@ from typing_extensions import TypedDict
 from holdfast import RunContext, RunStatus, ToolCall, govern, open_runtime, tool
 from holdfast.checkpoints.vault import Encryption
 from holdfast.contracts.errors import ConfigurationError
+from holdfast.contracts.events import Event
 from holdfast.contracts.ids import TenantId
 from holdfast.contracts.tenancy import RetentionTerms, Tenant
 from holdfast.testing.invariants import assert_invariants
@@ -116,6 +118,39 @@ async def work_through(office: Office, **settings: Any) -> None:
 async def test_nothing_of_a_run_is_readable_in_the_database(office: Office) -> None:
     await work_through(office, encryption=KEYS)
     assert readable(office.urls) == []
+
+
+async def test_run_that_was_altered_fails_for_a_person_to_see_and_keeps_no_other_waiting(office: Office) -> None:
+    async with office.open(worker=False, encryption=KEYS) as runtime:
+        payer = graph("faller", fall)
+        altered, *others = [await runtime.start(payer, {"text": "weasel"}, tenant="acme") for _ in range(4)]
+    await office.alter("update runs set input = '{}' where run_id = %s", altered.run_id)
+    async with office.open(graphs=[payer], encryption=KEYS) as runtime:
+        for other in others:
+            found = await runtime.wait(other.run_id, tenant="acme", timeout=IN_TIME)
+            assert found.error is not None
+            assert found.error.message.endswith("puffin")
+        told: Sequence[Event] = ()
+        async with asyncio.timeout(IN_TIME):
+            while len(told) < 3:
+                told = await runtime.store.events.read(TenantId("acme"), altered.run_id)
+        assert [event.kind.value for event in told] == ["run.admitted", "run.claimed", "run.failed"]
+        assert told[-1].payload == {"error_type": "permanent_dependency", "step_name": "claim"}
+
+
+async def test_run_under_a_newer_key_is_left_to_a_worker_that_has_it(office: Office) -> None:
+    both, faller = {"keys": {"k1": key("k1"), "k2": key("k2")}, "key_id": "k2"}, graph("faller", fall)
+    async with office.open(graphs=[faller], encryption=KEYS) as old:
+        async with office.open(worker=False, encryption=both) as admitting:
+            run = await admitting.start(faller, {"text": "weasel"}, tenant="acme")
+        told: Sequence[Event] = ()
+        async with asyncio.timeout(IN_TIME):
+            while "run.released" not in [event.kind.value for event in told]:
+                told = await old.store.events.read(TenantId("acme"), run.run_id)
+    async with office.open(graphs=[faller], encryption=both) as new:
+        found = await new.wait(run.run_id, tenant="acme", timeout=IN_TIME)
+        assert found.error is not None
+        assert found.error.message.endswith("puffin")
 
 
 @pytest.mark.parametrize("encryption", [None], ids=["in the clear"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, LiteralString
 import psycopg
 import pytest
 from fix_database import DatabaseUrls, encrypting
-from fix_house import House
+from fix_house import SERVED, House
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.channels.delta import DeltaChannel
@@ -293,6 +293,20 @@ async def test_thread_goes_on_under_a_new_key_and_the_old_one_opens_what_was_bef
         assert len([each async for each in saver.alist(on("t1"))]) == 4
         with pytest.raises(KeyMissing, match="'k2', and this process has 'k1'"):
             await (await holding(house)).aget_tuple(on("t1"))
+
+
+async def test_run_under_a_key_that_is_not_here_is_claimed_without_what_it_was_given_and_the_others_with_it(
+    house: House, database_urls: DatabaseUrls
+) -> None:
+    mine = (await house.runs.admit(house.request())).run_id
+    async with Database(database_urls.app, encryption=encrypting("k1", "k2")) as rotated:
+        other = (await House(rotated, database_urls.admin).runs.admit(house.request())).run_id
+    claims = await house.leases.claim("first", tenants=None, graphs=SERVED, slots=2, ttl_seconds=30)
+    assert [(claim.run_id, claim.run.input, type(claim.unreadable)) for claim in claims] == [
+        (mine, b"{}", type(None)),
+        (other, b"", KeyMissing),
+    ]
+    assert [claim.owner.epoch for claim in claims] == [1, 1]
 
 
 async def test_old_key_is_needed_until_all_is_sealed_with_the_new_one(
