@@ -37,12 +37,14 @@ select asked.slot, c.*
   join calls c on c.thread_id = asked.thread_id and c.task_id = asked.task_id and c.tenant_id = asked.tenant_id
 
 -- name: approvals_of_tasks
--- What each of many tasks has asked people, oldest first, and whether its time has run out.
+-- What each of many tasks and their parts have asked people, oldest first, and whether its time has run out.
 with asked as materialized (
     select *
       from unnest(%(slots)s::integer[], %(tenants)s::text[], %(threads)s::text[]::uuid[], %(names)s::text[])
            as asked(slot, tenant_id, thread_id, task_id))
 select asked.slot, a.*, a.expires_at <= clock_timestamp() as overdue
   from asked
-  join approvals a on a.thread_id = asked.thread_id and a.task_id = asked.task_id and a.tenant_id = asked.tenant_id
+  join approvals a
+    on a.thread_id = asked.thread_id and a.tenant_id = asked.tenant_id
+       and (a.task_id = asked.task_id or starts_with(a.task_id, asked.task_id || '/'))
  order by a.created_at, a.approval_id

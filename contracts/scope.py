@@ -21,6 +21,11 @@ _SHORT = 16
 """How much of a key tells the calls of one task apart."""
 
 
+def part_of(identity: CallIdentity) -> str:
+    """The part of a task that the body of a call's tool is, as the ids of tasks are written."""
+    return f"{identity.site.task_id}/{identity.key[:_SHORT]}"
+
+
 @dataclass(slots=True, kw_only=True)
 class Scope:
     """The rights of one node while it runs, or of one specialist below it."""

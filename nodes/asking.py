@@ -25,10 +25,11 @@ from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.marks import Mark, reach
-from holdfast.contracts.scope import Scope
+from holdfast.contracts.scope import Scope, part_of
 from holdfast.contracts.tools import ToolRequest, ToolResult
+from holdfast.gateway.recalling import earlier
 from holdfast.gateway.toolset import Toolset
-from holdfast.nodes.place import Answer, answers, pass_question
+from holdfast.nodes.place import Answer, answers, interrupt_index, pass_question
 from holdfast.nodes.session import RunSession
 from holdfast.nodes.underway import underway
 from holdfast.policies.retention import require_contents
@@ -45,9 +46,9 @@ async def dispatched(
     request: ToolRequest, identity: CallIdentity, *, session: RunSession, scope: Scope, toolset: Toolset
 ) -> ToolResult:
     """The result of a tool call: at once, or after a person was asked. Raises `GraphInterrupt` while they are."""
-    result = await session.executor.perform(
-        request, identity, scope=scope, toolset=toolset, approval=await latest(session, scope, identity)
-    )
+    approval = await latest(session, scope, identity)
+    await _pass_what_its_body_asked(session, scope, identity)
+    result = await session.executor.perform(request, identity, scope=scope, toolset=toolset, approval=approval)
     if isinstance(result, Question):
         await ask(result, identity, session=session, scope=scope)
     return result
@@ -59,10 +60,34 @@ async def latest(session: RunSession, scope: Scope, identity: CallIdentity) -> A
     the person is asked anew."""
     asked = await approvals_before(session, scope, identity)
     for approval in asked:
-        if approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN):
+        if _is_decided(approval):
             pass_question(answer_to(approval))
     last = asked[-1] if asked else None
     return None if last is None or _ran_out(last) or _used_up(last, session) else last
+
+
+async def _pass_what_its_body_asked(session: RunSession, scope: Scope, identity: CallIdentity) -> None:
+    """A call that is answered from its record asks nothing. What its tool's body has asked has its place in the task's
+    order of questions all the same, or its answer would be that of the next question."""
+    record = await earlier(session.store.journal, scope, identity)
+    if record is None or record.status not in {"returned", "failed"}:
+        return
+    part, site = part_of(identity), identity.site
+    for approval in scope.approvals_before[site.turn]:
+        inside = f"{approval.task_id}/".startswith(f"{part}/")
+        if inside and _is_decided(approval) and interrupt_index(site.checkpoint_ns, approval.interrupt_id) is not None:
+            pass_question(answer_to(approval))
+
+
+def note_part(session: RunSession, pause: GraphInterrupt, identity: CallIdentity) -> None:
+    """Remember that the questions of a pause were asked by the body of this call's tool, or inside of it."""
+    _, _, part = part_of(identity).partition("/")
+    for question in pause.args[0] if pause.args else ():
+        session.asked_in.setdefault(question.id, part)
+
+
+def _is_decided(approval: Approval) -> bool:
+    return approval.status not in (ApprovalStatus.PENDING, ApprovalStatus.WITHDRAWN)
 
 
 async def approvals_before(session: RunSession, scope: Scope, identity: CallIdentity) -> Sequence[Approval]:
@@ -150,11 +175,12 @@ async def ask_for(session: RunSession, pause: GraphInterrupt, *, node: str, task
     """See to it that each interrupt of a pause is in the inbox: a plain `interrupt(value)` of anyone's node too."""
     for question in pause.args[0] if pause.args else ():
         if question.id not in session.asked:
+            part = session.asked_in.get(question.id)
             request = ApprovalRequest(
                 kind=ApprovalKind.QUESTION,
                 interrupt_id=question.id,
                 node=node,
-                task_id=task_id,
+                task_id=task_id if part is None else f"{task_id}/{part}",
                 payload=_shown(question.value),
                 allowed=_allowed(question.value),
                 expires_in_seconds=session.approval_expires_seconds,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
+from langgraph.errors import GraphInterrupt
 from pydantic import BaseModel
 
 from holdfast.contracts.errors import InvalidRequest
@@ -11,7 +12,7 @@ from holdfast.contracts.models import Message, ModelRequest, ModelResponse
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import Effect, ToolRequest, ToolResult, ToolTerms
 from holdfast.gateway.toolset import Toolset
-from holdfast.nodes.asking import dispatched
+from holdfast.nodes.asking import dispatched, note_part
 from holdfast.nodes.inside import asking_model, performing
 from holdfast.nodes.mismatch import require_no_mismatch
 from holdfast.nodes.session import RunSession, session_of
@@ -125,7 +126,11 @@ async def called(
     with underway().call(), performing(entry.source if entry is not None else None):
         if entry is not None and entry.terms.effect is not Effect.READ:
             await require_no_mismatch(session, scope, identity.site, before=identity)
-        return await dispatched(request, identity, session=session, scope=scope, toolset=toolset)
+        try:
+            return await dispatched(request, identity, session=session, scope=scope, toolset=toolset)
+        except GraphInterrupt as pause:
+            note_part(session, pause, identity)
+            raise
 
 
 def chat_messages(messages: Messages) -> list[Message]:

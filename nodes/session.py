@@ -88,6 +88,8 @@ class RunSession:
     """Whether a node of this attempt paused for a person."""
     asked: set[str] = field(default_factory=set)
     """The interrupts that this attempt has put into the inbox, by LangGraph's id."""
+    asked_in: dict[str, str] = field(default_factory=dict)
+    """In which part of its task each question was asked, of those that tools' bodies ask, by LangGraph's id."""
     failures: list[tuple[BaseException, str]] = field(default_factory=list, repr=False)
     """What nodes of this attempt failed with, and the innermost node that each came from."""
 

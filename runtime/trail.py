@@ -55,7 +55,7 @@ class Trail:
 
     def interrupt(self, task_id: str, interrupt_id: str) -> str:
         """The recorded id of a question that a task of the replay asks; its own where none can be told."""
-        known = self._tasks.get(task_id)
+        known = self._tasks.get(task_id.partition("/")[0])
         index = None if known is None else interrupt_index(known.own_ns, interrupt_id)
         if known is None or index is None:
             return interrupt_id

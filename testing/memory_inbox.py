@@ -82,8 +82,12 @@ class MemoryApprovals:
         return found[0] if found else None
 
     async def of_task(self, tenant_id: TenantId, thread_id: ThreadId, task_id: str) -> Sequence[Approval]:
-        found, now = self._of(tenant_id, thread_id=thread_id, task_id=task_id), self._state.now()
-        return [approval.model_copy(update={"overdue": approval.expires_at <= now}) for approval in found]
+        found, now = self._of(tenant_id, thread_id=thread_id), self._state.now()
+        return [
+            approval.model_copy(update={"overdue": approval.expires_at <= now})
+            for approval in found
+            if f"{approval.task_id}/".startswith(f"{task_id}/")
+        ]
 
     async def find(
         self,

@@ -274,3 +274,44 @@ async def test_call_in_a_conditional_edge_is_asked_about_wherever_its_graph_is()
         with raising(attempt):
             assert attempt.output["log"] == ["node"]
         assert till.paid == ["A"]
+
+
+async def test_answers_that_tools_bodies_have_used_are_not_those_of_the_next_question():
+    till = Till()
+
+    @tool(effect="write", idempotent=True)
+    async def consult(about: str) -> str:
+        """Ask a person, and pay."""
+        answer = interrupt(f"{about}?")
+        await current().tools.call("pay", {"order": about})
+        return f"{about}: {answer}"
+
+    async def node(state: State, runtime: Runtime[RunContext]) -> dict:
+        tools = runtime.context.tools
+        first = (await tools.call("consult", {"about": "colour"})).text
+        second = interrupt("size?")
+        third, fourth = await asyncio.gather(
+            *(tools.call("consult", {"about": about}) for about in ("shape", "weight"))
+        )
+        return {"log": [first, second, third.text, fourth.text, interrupt("and?")]}
+
+    till.tools.append(consult)
+    attempt = await Desk().start(till.graph(node), {"x": "1"})
+    asked = []
+    while questions := await attempt.inbox():
+        await attempt.rest()
+        for question in questions:
+            asked.append(question.payload if question.tool_name is None else question.args["order"])
+            parts = {"value": f"for {question.payload}"} if question.tool_name is None else {}
+            await attempt.decide(question, "respond" if parts else "approve", **parts)
+        attempt = await attempt.resume()
+    with raising(attempt):
+        assert attempt.output["log"] == [
+            "colour: for colour?",
+            "for size?",
+            "shape: for shape?",
+            "weight: for weight?",
+            "for and?",
+        ]
+    assert sorted(till.paid) == ["colour", "shape", "weight"]
+    assert sorted(asked) == ["and?", "colour", "colour?", "shape", "shape?", "size?", "weight", "weight?"]
