@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from psycopg.types.json import Jsonb
+from pydantic import ValidationError
 
 from holdfast.checkpoints.admission import admit
 from holdfast.checkpoints.database import Connection, Database
@@ -26,6 +27,7 @@ from holdfast.contracts.errors import (
     RunCancelled,
     RuntimeErrorRecord,
     SealBroken,
+    StoreUnavailable,
 )
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, ThreadId, uuid_text
@@ -202,6 +204,9 @@ async def load_runs(conn: Connection, run_ids: Sequence[str]) -> Sequence[Run]:
     return [_run(conn.documents.opened(RUNS, row)) for row in await found.fetchall()]
 
 
+_WITHOUT_CONTENTS: Mapping[str, None] = dict.fromkeys((*RUNS.documents, *RUNS.texts))
+
+
 async def load_claimed(conn: Connection, run_ids: Sequence[str]) -> Sequence[tuple[Run, HoldfastError | None]]:
     """The same of runs that were claimed together. One whose contents cannot be opened comes without them and with the
     reason: it must not keep the others from whoever claimed them."""
@@ -213,7 +218,14 @@ def _as_far_as_readable(conn: Connection, row: Mapping[str, Any]) -> tuple[Run, 
     try:
         return _run(conn.documents.opened(RUNS, row)), None
     except (KeyMissing, SealBroken) as error:
-        return _run({**row, **dict.fromkeys((*RUNS.documents, *RUNS.texts))}), error
+        return _run({**row, **_WITHOUT_CONTENTS}), error
+    except ValidationError as error:
+        of_newer_code = StoreUnavailable(
+            f"run {row['run_id']} has what this version of holdfast does not know ({error.errors()[0]['msg']}); a "
+            "worker of a newer version goes on with it",
+            run_id=str(row["run_id"]),
+        )
+        return _run({**row, **_WITHOUT_CONTENTS, "limits": {}}), of_newer_code
 
 
 def _run(row: Mapping[str, Any]) -> Run:

@@ -4,6 +4,7 @@ import asyncio
 
 from fix_house import SERVED, House, event
 
+from holdfast.contracts.errors import StoreUnavailable
 from holdfast.contracts.events import EventKind
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.runs import RunClaim, RunStatus
@@ -158,6 +159,16 @@ async def test_heartbeat_does_not_wait_for_a_writer_of_the_run_and_a_takeover_do
         await let_leases_run_out(house)
         assert await claim(house, "second") == [], "its writer is not over yet"
     assert len(await claim(house, "second")) == 1
+
+
+async def test_run_with_a_limit_that_only_newer_code_knows_is_left_to_it_and_the_others_are_claimed(
+    house: House,
+) -> None:
+    newer, other = [(await house.runs.admit(house.request())).run_id for _ in "ab"]
+    await house.shift("update runs set limits = limits || '{\"max_moons\": 3}' where run_id = %s", newer)
+    claims = {one.run_id: one.unreadable for one in await claim(house, "first", slots=2)}
+    assert isinstance(claims[newer], StoreUnavailable)
+    assert claims[other] is None
 
 
 async def test_engine_role_cannot_read_what_a_run_is_about(house: House) -> None:
