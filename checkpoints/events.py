@@ -13,7 +13,6 @@ from holdfast.contracts.chain import Head, Link
 from holdfast.contracts.errors import InvariantViolated, PermanentDependency
 from holdfast.contracts.events import Event, EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId, uuid_text
-from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner
 
 _SQL = load_queries(__name__, "events.sql")
@@ -68,7 +67,7 @@ def _columns(entries: Sequence[Entry]) -> dict[str, Any]:
 class PostgresEvents:
     """`contracts.ports.Events` on Postgres."""
 
-    def __init__(self, database: Database, ids: Ids) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     async def append(self, owner: Owner, events: Sequence[EventDraft]) -> None:

@@ -10,7 +10,6 @@ from holdfast.checkpoints.runs import load_claimed
 from holdfast.contracts.errors import Conflict
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
-from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import GraphVersion, RunClaim
 
 _SQL = load_queries(__name__, "leases.sql")
@@ -19,7 +18,7 @@ _SQL = load_queries(__name__, "leases.sql")
 class PostgresLeases:
     """`contracts.ports.Leases` on Postgres."""
 
-    def __init__(self, database: Database, ids: Ids) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     async def claim(

@@ -20,10 +20,10 @@ class PostgresStore:
     def __init__(self, database: Database, ids: Ids) -> None:
         self._database = database
         self.runs = PostgresRuns(database, ids)
-        self.leases = PostgresLeases(database, ids)
+        self.leases = PostgresLeases(database)
         self.journal = PostgresJournal(database, ids)
         self.ledger = PostgresLedger(database, ids)
-        self.events = PostgresEvents(database, ids)
+        self.events = PostgresEvents(database)
         self.approvals = PostgresApprovals(database, ids)
         self.retention = PostgresRetention(database)
         self.tenants = PostgresTenants(database, ids)

@@ -6,7 +6,6 @@ from math import isfinite, nan
 from typing import Any
 
 from holdfast.contracts.errors import (
-    RETRY_RULES,
     AuthError,
     BudgetExceeded,
     ErrorType,
@@ -16,7 +15,6 @@ from holdfast.contracts.errors import (
     PermanentDependency,
     PolicyDenied,
     RateLimited,
-    RetryRule,
     RunCancelled,
     TimedOut,
     TransientDependency,
@@ -147,13 +145,6 @@ def recalled(error_type: ErrorType, message: str, facts: Mapping[str, Any]) -> H
     error = _CLASS_OF_TYPE[error_type](message)
     error.facts = dict(facts)
     return error
-
-
-def is_retryable(error: BaseException) -> bool:
-    """The retry predicate that every governed node is given: LangGraph's own retries a refused budget."""
-    if isinstance(error, HoldfastError):
-        return error.retryable
-    return RETRY_RULES[type_of(error)] is RetryRule.BACKOFF
 
 
 def first_of_ours(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:

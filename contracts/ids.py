@@ -6,7 +6,6 @@ from uuid import UUID
 from holdfast.contracts.errors import InvalidRequest
 
 TenantId = NewType("TenantId", str)
-UserId = NewType("UserId", str)
 ThreadId = NewType("ThreadId", str)
 """Ours, made from (tenant, thread key), so that no tenant can name another's thread."""
 RunId = NewType("RunId", str)

@@ -28,7 +28,6 @@ from holdfast.contracts.ports import Events, Ids, Journal, Ledger
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import Effect
 from holdfast.contracts.verdicts import Decision, Policy, PolicyRequest, Verdict
-from holdfast.gateway.chat_model import GatewayChatModel, chat_model
 from holdfast.gateway.closing import written
 from holdfast.gateway.estimate import input_tokens
 from holdfast.gateway.model_call import (
@@ -91,10 +90,6 @@ class ModelGateway:
         provider = provider or await self._providers.open(name)
         response = await self._journalled(self._call(request, scope, provider, verdict))
         return await self._fitting(request, scope, provider, verdict, response)
-
-    def chat_model(self, route: str = "default", *, agent_name: str | None = None) -> GatewayChatModel:
-        """See `holdfast.gateway.chat_model.chat_model`."""
-        return chat_model(route, agent_name=agent_name)
 
     async def _allowed(self, request: ModelRequest, scope: Scope, name: str) -> Verdict:
         verdict = self._policy.decide(

@@ -63,10 +63,6 @@ class Providers:
             self._open[name] = await asyncio.to_thread(_opened, name)
         return self._open[name]
 
-    async def resolve(self, model_policy: str, scope: Scope) -> ModelProvider:
-        """`open(named(model_policy, scope))`."""
-        return await self.open(self.named(model_policy, scope))
-
     def _default(self, scope: Scope) -> str:
         target = self._default_model or scope.default_model
         if target is None:

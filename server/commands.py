@@ -152,12 +152,11 @@ async def decide(
     by: str,
     message: str | None = None,
     args: Mapping[str, Any] | None = None,
-    value: Any = None,
     wait: bool,
 ) -> Exit:
     """Record a decision, and stay until the run rests again unless `wait` is false."""
     async with session.runtime(worker=wait) as runtime:
-        approval = await runtime.decide(approval_id, decision, by=by, args=args, message=message, value=value)
+        approval = await runtime.decide(approval_id, decision, by=by, args=args, message=message)
         run = (await runtime.show(approval.run_id, tenant=approval.tenant_id)).run
         obstacle = await _obstacle(runtime, run) if wait else "it goes on when a worker is there"
         if obstacle is None:

@@ -189,7 +189,6 @@ class MemoryLedger:
                 tenant_id=owner.tenant_id,
                 kind="specialist",
                 limits=limits.model_copy(update={"deadline_seconds": None}),
-                parent_id=parent,
             )
             tables.shares[owner.thread_id, share_key] = budget_id
             self._state.write(owner.run_id, event)

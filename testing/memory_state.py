@@ -67,7 +67,6 @@ class BudgetRow:
     tenant_id: TenantId
     kind: str
     limits: Limits
-    parent_id: BudgetId | None = None
     spent: Usage = field(default_factory=Usage)
     unpriced: int = 0
     reserved: Usage = field(default_factory=Usage)

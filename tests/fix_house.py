@@ -48,9 +48,9 @@ class House:
         self.ids = ids
         self.database = database
         self.runs = PostgresRuns(database, ids)
-        self.leases = PostgresLeases(database, ids)
+        self.leases = PostgresLeases(database)
         self.approvals = PostgresApprovals(database, ids)
-        self.events = PostgresEvents(database, ids)
+        self.events = PostgresEvents(database)
         self.tenants = PostgresTenants(database, ids)
         self._admin_url = admin_url
 

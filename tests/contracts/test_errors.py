@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from holdfast.contracts import errors
-from holdfast.contracts.classification import FOREIGN, is_retryable, translated, type_of, type_of_status
+from holdfast.contracts.classification import FOREIGN, translated, type_of, type_of_status
 from holdfast.contracts.errors import RETRY_RULES, ErrorType, HoldfastError, RetryRule, UnclassifiedFailure
 
 CLASSES = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, HoldfastError)]
@@ -66,7 +66,7 @@ def test_an_exception_nobody_knows_is_permanent_and_names_its_class():
     assert type(ours) is UnclassifiedFailure
     assert ours.error_type is ErrorType.PERMANENT_DEPENDENCY
     assert ours.facts["exception"].endswith("Odd")
-    assert not is_retryable(Odd())
+    assert not ours.retryable
 
 
 def test_a_bug_says_its_class_and_the_line_that_raised_it():
@@ -125,7 +125,7 @@ def test_every_name_in_the_table_is_a_class_that_exists(name):
 
 
 def test_a_refused_budget_is_never_retried_and_a_rate_limit_is():
-    assert not is_retryable(errors.BudgetExceeded("b"))
-    assert not is_retryable(errors.PolicyDenied("p"))
-    assert is_retryable(errors.RateLimited("r"))
-    assert is_retryable(errors.StoreUnavailable("s"))
+    assert not errors.BudgetExceeded("b").retryable
+    assert not errors.PolicyDenied("p").retryable
+    assert errors.RateLimited("r").retryable
+    assert errors.StoreUnavailable("s").retryable

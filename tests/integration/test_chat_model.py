@@ -14,6 +14,7 @@ from holdfast.contracts.errors import ConfigurationError, InvalidRequest, NotGov
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.models import ToolCallRequest
 from holdfast.contracts.scope import Scope, entered
+from holdfast.gateway.chat_model import chat_model
 from holdfast.gateway.models import ModelGateway
 from holdfast.gateway.prices import Prices
 from holdfast.gateway.providers import Providers
@@ -84,7 +85,7 @@ def script() -> Iterator[Script]:
 
 async def test_a_message_is_answered_and_counted(node):
     with scripted("plain", "hello there") as script, entered(await node.scope()) as scope:
-        answer = await node.gateway.chat_model(script.model).ainvoke([SystemMessage("Be kind."), HumanMessage("hi")])
+        answer = await chat_model(script.model).ainvoke([SystemMessage("Be kind."), HumanMessage("hi")])
 
     assert isinstance(answer, AIMessage)
     assert answer.content == "hello there"
@@ -99,7 +100,7 @@ async def test_a_message_is_answered_and_counted(node):
 
 async def test_a_node_that_runs_again_gets_the_same_message(node):
     with scripted("again", "hello there") as script:
-        model = node.gateway.chat_model(script.model, agent_name="greeter")
+        model = chat_model(script.model, agent_name="greeter")
         scope = await node.scope()
         with entered(scope):
             first = await model.ainvoke("hi")
@@ -113,18 +114,18 @@ async def test_a_node_that_runs_again_gets_the_same_message(node):
 
 async def test_outside_a_governed_node_it_refuses(node):
     with scripted("nobody") as script, pytest.raises(NotGoverned):
-        await node.gateway.chat_model(script.model).ainvoke("hi")
+        await chat_model(script.model).ainvoke("hi")
 
     assert script.sends == 0
 
 
 async def test_a_blocking_call_says_what_to_call_instead(node):
     with entered(await node.scope()), pytest.raises(ConfigurationError, match="ainvoke"):
-        node.gateway.chat_model("default")._generate([HumanMessage("hi")])
+        chat_model("default")._generate([HumanMessage("hi")])
 
 
 async def test_a_bound_tool_is_offered_and_asked_for(node, script):
-    model = node.gateway.chat_model(script.model).bind_tools([look_up], tool_choice="look_up")
+    model = chat_model(script.model).bind_tools([look_up], tool_choice="look_up")
     with entered(await node.scope()):
         answer = await model.ainvoke("where is A-1?")
 
@@ -137,7 +138,7 @@ async def test_a_bound_tool_is_offered_and_asked_for(node, script):
 async def test_what_a_tool_said_is_told_to_the_model(node, script):
     asked = AIMessage("", tool_calls=[{"name": "look_up", "args": {"order": "A-1"}, "id": "call_1"}])
     with entered(await node.scope()):
-        answer = await node.gateway.chat_model(script.model).ainvoke(
+        answer = await chat_model(script.model).ainvoke(
             [HumanMessage("where?"), asked, ToolMessage("on its way", tool_call_id="call_1")]
         )
 
@@ -152,7 +153,7 @@ async def test_a_structured_answer_is_asked_for_as_a_tool(node):
         tool_calls=(ToolCallRequest(id="call_1", name="Decision", args={"amount": 12, "why": "late"}),)
     )
     with scripted("structured", decided) as script, entered(await node.scope()):
-        model = node.gateway.chat_model(script.model).with_structured_output(Decision)
+        model = chat_model(script.model).with_structured_output(Decision)
         decision = await model.ainvoke("how much?")
 
     assert decision == Decision(amount=12, why="late")
@@ -160,9 +161,7 @@ async def test_a_structured_answer_is_asked_for_as_a_tool(node):
 
 async def test_an_agents_response_format_becomes_the_requests_schema_and_is_repaired(node):
     with scripted("formatted", "twelve", {"amount": 12, "why": "late"}) as script, entered(await node.scope()):
-        agent = create_agent(
-            node.gateway.chat_model(script.model), tools=[], response_format=ProviderStrategy(Decision)
-        )
+        agent = create_agent(chat_model(script.model), tools=[], response_format=ProviderStrategy(Decision))
         result = await agent.ainvoke({"messages": [HumanMessage("how much?")]})
 
     assert result["structured_response"] == Decision(amount=12, why="late")
@@ -173,6 +172,6 @@ async def test_an_agents_response_format_becomes_the_requests_schema_and_is_repa
 @pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"stop": ["\n"]}, {"response_format": {"type": "json_object"}}])
 async def test_a_setting_that_the_gateway_does_not_carry_is_refused_rather_than_dropped(node, settings):
     with scripted("settings", "hi") as script, entered(await node.scope()), pytest.raises(InvalidRequest):
-        await node.gateway.chat_model(script.model).ainvoke("hi", **settings)
+        await chat_model(script.model).ainvoke("hi", **settings)
 
     assert script.sends == 0

@@ -26,7 +26,7 @@ class Follower:
 
     def __init__(self, database: Database, run_id: RunId, *, after: int = 0, until_it_rests: bool = False) -> None:
         ids, wake = SystemIds(), Wake(0.2)
-        followers = Followers(PostgresEvents(database, ids), Lookout(PostgresRuns(database, ids)), wake)
+        followers = Followers(PostgresEvents(database), Lookout(PostgresRuns(database, ids)), wake)
         following = followers.follow(ACME, run_id, after=after, until_it_rests=until_it_rests)
         self.seen: list[int] = []
         self.wake = wake
