@@ -9,6 +9,7 @@ from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.database import Connection
 from holdfast.checkpoints.events import Entry, write_entries
+from holdfast.checkpoints.ledger import limit_columns
 from holdfast.checkpoints.origins import place
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.sealed_documents import RUNS, with_json
@@ -98,11 +99,7 @@ async def _insert(conn: Connection, request: RunRequest, *, run_id: RunId, threa
             "trace_parent": request.trace_parent,
             "attached": request.attached,
             **_origin(request),
-            "max_model_calls": limits.max_model_calls,
-            "max_tool_calls": limits.max_tool_calls,
-            "max_tokens": limits.max_tokens,
-            "max_cost": limits.max_cost_microusd,
-            "max_steps": limits.max_steps,
+            **limit_columns(limits),
         },
     )
     if not admitted.rowcount:

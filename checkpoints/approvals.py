@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.checkpoints.database import Connection, Database
-from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.events import write_events, write_events_of
 from holdfast.checkpoints.queries import load_queries
 from holdfast.checkpoints.records import Records, event_row, question_row
 from holdfast.checkpoints.sealed_documents import APPROVALS, Documents, with_json
@@ -38,9 +38,7 @@ class PostgresApprovals:
         async with self._database.owned(owner) as conn:
             asked = await _one(conn, "ask_approval", columns)
             if asked is not None:
-                await write_events(
-                    conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=[event]
-                )
+                await write_events_of(conn, owner, [event])
                 return asked
             there = await _one(conn, "approval_of_interrupt", columns)
             assert there is not None, "the interrupt was asked already"

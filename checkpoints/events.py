@@ -44,8 +44,13 @@ async def write_events(
     )
 
 
+async def write_events_of(conn: Connection, owner: Owner, drafts: Sequence[EventDraft]) -> None:
+    """The same for an owner, who holds its run in the caller's transaction."""
+    await write_events(conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=drafts)
+
+
 async def write_entries(conn: Connection, entries: Sequence[Entry]) -> None:
-    """The same for any number of runs in one statement."""
+    """As `write_events`, for any number of runs in one statement."""
     if not entries:
         return
     written = await conn.execute(_SQL["write_events"], _columns(entries))
@@ -73,9 +78,7 @@ class PostgresEvents:
     async def append(self, owner: Owner, events: Sequence[EventDraft]) -> None:
         if owner.attached:
             async with self._database.owned(owner) as conn:
-                await write_events(
-                    conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=events
-                )
+                await write_events_of(conn, owner, events)
             return
         await self._database.writer.write(self._database.writer.pen(owner), records=_records(owner, events))
 

@@ -18,7 +18,7 @@ import orjson
 from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.database import Connection, Database
-from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.events import write_events_of
 from holdfast.checkpoints.ledger import reserve, settle, usage_from_json, usage_to_json
 from holdfast.checkpoints.moves import Move, amounts
 from holdfast.checkpoints.queries import load_queries
@@ -111,7 +111,7 @@ class PostgresJournal:
             resent = await _changed(conn, "resend_call", changes)
             await settle(conn, owner.tenant_id, path, reserved=before, used=before)
             await reserve(conn, owner.tenant_id, paying, reservation)
-            await _write(conn, owner, [replace(event, call_id=call_id)])
+            await write_events_of(conn, owner, [replace(event, call_id=call_id)])
         return self._remembered(_record(resent), paying)
 
     async def close(self, owner: Owner, outcome: CallOutcome, *, event: EventDraft) -> CallRecord:
@@ -229,7 +229,7 @@ class PostgresJournal:
             if intent.grant is not None and str(granted_before) != intent.grant:
                 drafts.insert(0, await _use_grant(conn, owner, intent, intent.grant, record.call_id))
             await reserve(conn, owner.tenant_id, intent.budgets, intent.reservation)
-            await _write(conn, owner, drafts)
+            await write_events_of(conn, owner, drafts)
         return Fresh(self._remembered(record, intent.budgets))
 
     async def _close_alone(self, owner: Owner, outcome: CallOutcome, event: EventDraft) -> CallRecord:
@@ -241,7 +241,7 @@ class PostgresJournal:
             if outcome.status is not OutcomeStatus.UNKNOWN:
                 reserved = usage_from_json(row["reserved"])
                 await settle(conn, owner.tenant_id, _path(row), reserved=reserved, used=outcome.usage)
-            await _write(conn, owner, [replace(event, call_id=outcome.call_id)])
+            await write_events_of(conn, owner, [replace(event, call_id=outcome.call_id)])
             return _record(closed)
 
     def _remembered(self, record: CallRecord, budgets: Sequence[BudgetId]) -> CallRecord:
@@ -303,10 +303,6 @@ async def _use_grant(
         call_id=call_id,
         payload={"approval_id": grant, "name": name},
     )
-
-
-async def _write(conn: Connection, owner: Owner, drafts: Sequence[EventDraft]) -> None:
-    await write_events(conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=drafts)
 
 
 def _is_this_one(row: Row, owner: Owner, intent: CallIntent) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.checkpoints.database import Connection, Database
-from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.events import write_events_of
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.errors import InvariantViolated, NotFound
 from holdfast.contracts.events import EventDraft
@@ -45,9 +45,7 @@ class PostgresLedger:
             opened = await (await conn.execute(_SQL["open_share"], share)).fetchone()
             if opened is None:
                 return await self._opened_before(conn, share)
-            await write_events(
-                conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=[event]
-            )
+            await write_events_of(conn, owner, [event])
             return BudgetId(opened["budget_id"])
 
     async def state(self, tenant_id: TenantId, budget_id: BudgetId) -> BudgetState:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from holdfast.checkpoints.admission import admit
 from holdfast.checkpoints.database import Connection, Database
-from holdfast.checkpoints.events import write_events
+from holdfast.checkpoints.events import write_events, write_events_of
 from holdfast.checkpoints.fence import hold_alone, lost
 from holdfast.checkpoints.left_open import close_left_open
 from holdfast.checkpoints.pen import Pen, Steps
@@ -150,7 +150,7 @@ class PostgresRuns:
                 raise _no_run(owner.run_id)
             if not step["counted"] and not step["known"]:
                 raise _steps_used_up(owner, step["max_steps"])
-            await _write(conn, owner, [event])
+            await write_events_of(conn, owner, [event])
             return bool(step["cancel_requested"])
 
     async def rest(self, owner: Owner, *, next_action: str, event: EventDraft) -> RunStatus:
@@ -163,7 +163,7 @@ class PostgresRuns:
             await _drop_lease(conn, owner)
             status = RunStatus(parked["status"])
             queued = [EventDraft(kind=EventKind.RUN_QUEUED)] if status is RunStatus.QUEUED else []
-            await _write(conn, owner, [event, *queued])
+            await write_events_of(conn, owner, [event, *queued])
             return status
 
     async def finish(
@@ -187,7 +187,7 @@ class PostgresRuns:
             await _end(conn, owner.tenant_id, owner.run_id, status, output=output, cause=cause)
             drafts = await close_left_open(conn, owner.tenant_id, owner.run_id, owner.thread_id)
             await _drop_lease(conn, owner)
-            await _write(conn, owner, [*drafts, event])
+            await write_events_of(conn, owner, [*drafts, event])
 
     async def release(self, owner: Owner, *, event: EventDraft) -> None:
         await self._database.writer.catch_up(owner, ending=True)
@@ -195,7 +195,7 @@ class PostgresRuns:
             await _hold_to_end(conn, owner)
             await conn.execute(_SQL["requeue_run"], {"run_id": owner.run_id})
             await _drop_lease(conn, owner)
-            await _write(conn, owner, [event])
+            await write_events_of(conn, owner, [event])
 
 
 async def load_runs(conn: Connection, run_ids: Sequence[str]) -> Sequence[Run]:
@@ -341,10 +341,6 @@ async def _end(
 
 async def _drop_lease(conn: Connection, owner: Owner) -> None:
     await conn.execute(_SQL["drop_lease"], {"run_id": owner.run_id, "epoch": owner.epoch})
-
-
-async def _write(conn: Connection, owner: Owner, drafts: Sequence[EventDraft]) -> None:
-    await write_events(conn, tenant_id=owner.tenant_id, run_id=owner.run_id, attempt=owner.attempt, drafts=drafts)
 
 
 def _no_run(run_id: str) -> NotFound:

@@ -14,9 +14,8 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from holdfast.checkpoints.sealed_rows import SEALED
-from holdfast.checkpoints.vault import Vault, described
-from holdfast.contracts.errors import SealBroken
+from holdfast.checkpoints.sealed_rows import SEALED, never_sealed
+from holdfast.checkpoints.vault import Vault
 
 _FORM = re.compile(rf"{SEALED}:([A-Za-z0-9._-]{{1,64}}):([A-Za-z0-9+/]*={{0,2}})")
 
@@ -107,11 +106,7 @@ class SealedDocuments:
         if found is None and clear_too:
             return value
         if found is None:
-            raise SealBroken(
-                f"{described(place)} is not encrypted, and encryption is on: it was written without, or by somebody "
-                "else. `holdfast db encrypt` encrypts what was there before",
-                place=list(place),
-            )
+            raise never_sealed(place)
         plain = self._vault.open(tenant_id, place, _decoded(found[2]), key_id=found[1])
         if not is_text:
             return json.loads(plain)

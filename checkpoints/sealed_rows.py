@@ -171,7 +171,7 @@ class SealedRows:
     def opened_body(self, where: tuple[str, str, str], checkpoint: Any, marks: Any) -> Body:
         """What was sealed of a checkpoint, from its two documents."""
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(SEALED), str):
-            raise _never_sealed(("checkpoints", *where))
+            raise never_sealed(("checkpoints", *where))
         shown = {name: value for name, value in checkpoint.items() if name != SEALED}
         place, key_id = _checkpoint_place(where, shown, marks), str(shown.get(_KEY_ID))
         try:
@@ -212,7 +212,7 @@ class SealedRows:
         kind, sealed = typed
         mark, _, key_id = kind.partition(":")
         if mark != SEALED:
-            raise _never_sealed(place)
+            raise never_sealed(place)
         plain = self._vault.open(self._tenant_id, (*place, channel), sealed, key_id=key_id)
         name, rest = _HEAD.unpack_from(plain)
         start = _HEAD.size + name
@@ -251,7 +251,8 @@ def _name(channel: str) -> bytes:
         raise InvalidRequest(f"{channel[:80]!r} cannot be the name of a channel: {error.reason}") from error
 
 
-def _never_sealed(place: Sequence[str]) -> SealBroken:
+def never_sealed(place: Sequence[str]) -> SealBroken:
+    """The error for what stands in the clear where encryption is on."""
     return SealBroken(
         f"{described(place)} is not encrypted, and encryption is on: it was written without, or by somebody else. "
         "`holdfast db encrypt` encrypts what was there before",

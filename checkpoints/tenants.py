@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from psycopg.types.json import Jsonb
 
 from holdfast.checkpoints.database import Database
+from holdfast.checkpoints.ledger import limit_columns
 from holdfast.checkpoints.queries import load_queries
 from holdfast.contracts.errors import NotFound
 from holdfast.contracts.ids import TenantId
@@ -36,18 +37,8 @@ class PostgresTenants:
         async with self._database.tenant(tenant.tenant_id) as conn:
             row = await (await conn.execute(_SQL["put_tenant"], terms)).fetchone()
             assert row is not None, "an upsert returns its row"
-            limits = tenant.budget or _UNLIMITED
-            await conn.execute(
-                _SQL["put_tenant_budget"],
-                {
-                    "budget_id": row["budget_id"],
-                    "tenant_id": tenant.tenant_id,
-                    "max_model_calls": limits.max_model_calls,
-                    "max_tool_calls": limits.max_tool_calls,
-                    "max_tokens": limits.max_tokens,
-                    "max_cost": limits.max_cost_microusd,
-                },
-            )
+            budget = {"budget_id": row["budget_id"], "tenant_id": tenant.tenant_id}
+            await conn.execute(_SQL["put_tenant_budget"], budget | limit_columns(tenant.budget or _UNLIMITED))
 
     async def get(self, tenant_id: TenantId) -> Tenant:
         async with self._database.tenant(tenant_id) as conn:
