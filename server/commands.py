@@ -67,11 +67,7 @@ async def start(
     chosen = session.settings.tenant_or_default(tenant)
     async with session.runtime(worker=not detach) as runtime:
         handle = await runtime.start(loaded, given, tenant=chosen, user=user, thread=thread, limits=limits)
-        if not detach:
-            return await see_through(session, runtime, handle)
-        run = (await runtime.show(handle.run_id, tenant=chosen)).run
-        say(session, documents.run_document(run), f"run {run.run_id} is queued; it starts when a worker is there")
-        return Exit.OK
+        return await followed(session, runtime, handle, detach=detach)
 
 
 async def listing(session: Session, *, tenant: str | None, status: str | None, thread: str | None) -> Exit:
@@ -271,6 +267,15 @@ async def _unserved(runtime: Runtime, runs: Sequence[Run]) -> list[Run]:
     served = [graph for worker in await runtime.store.workers.alive() for graph in worker.serves]
     nobodys = unserved((run.version for run in waiting), served)
     return [run for run in waiting if run.version in nobodys]
+
+
+async def followed(session: Session, runtime: Runtime, handle: RunHandle, *, detach: bool) -> Exit:
+    """Stay until a run that was just admitted rests, unless `detach`: then say only that it is queued."""
+    if not detach:
+        return await see_through(session, runtime, handle)
+    run = (await runtime.show(handle.run_id, tenant=handle.tenant_id)).run
+    say(session, documents.run_document(run), f"run {run.run_id} is queued; it starts when a worker is there")
+    return Exit.OK
 
 
 async def see_through(session: Session, runtime: Runtime, handle: RunHandle) -> Exit:

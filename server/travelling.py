@@ -5,9 +5,9 @@ from typing import Any
 
 from holdfast.contracts.limits import Limits
 from holdfast.contracts.runs import Run
-from holdfast.runtime.runtime import RunHandle, Runtime
+from holdfast.runtime.runtime import Runtime
 from holdfast.server import documents, render
-from holdfast.server.commands import Session, register_graphs_of, say, see_through
+from holdfast.server.commands import Session, followed, register_graphs_of
 from holdfast.server.exits import Exit
 
 
@@ -53,7 +53,7 @@ async def fork(
     async with session.runtime(worker=not detach) as runtime:
         await _served(runtime, run_id, chosen)
         handle = await runtime.fork(run_id, tenant=chosen, by=by, at=at, thread=thread, values=values, limits=limits)
-        return await _followed(session, runtime, handle, detach=detach)
+        return await followed(session, runtime, handle, detach=detach)
 
 
 async def resume(
@@ -64,7 +64,7 @@ async def resume(
     async with session.runtime(worker=not detach) as runtime:
         await _served(runtime, run_id, chosen)
         handle = await runtime.resume(run_id, tenant=chosen, by=by, limits=limits)
-        return await _followed(session, runtime, handle, detach=detach)
+        return await followed(session, runtime, handle, detach=detach)
 
 
 async def replay(session: Session, run_id: str, *, tenant: str | None, by: str) -> Exit:
@@ -86,11 +86,3 @@ async def _served(runtime: Runtime, run_id: str, tenant: str) -> Run:
     if not run.attached:
         register_graphs_of(runtime, run)
     return run
-
-
-async def _followed(session: Session, runtime: Runtime, handle: RunHandle, *, detach: bool) -> Exit:
-    if not detach:
-        return await see_through(session, runtime, handle)
-    run = (await runtime.show(handle.run_id, tenant=handle.tenant_id)).run
-    say(session, documents.run_document(run), f"run {run.run_id} is queued; it starts when a worker is there")
-    return Exit.OK
