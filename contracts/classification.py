@@ -75,6 +75,9 @@ FOREIGN: Mapping[str, ErrorType] = {
     "psycopg.Error": ErrorType.PERMANENT_DEPENDENCY,
 }
 
+_SIGNAL = "langgraph.errors.GraphBubbleUp"
+"""The base of LangGraph's signals, by name too."""
+
 
 def type_of_status(status: int) -> ErrorType:
     """The error type of an HTTP answer that is not a success (RFC 9110 section 15; 429 from RFC 6585)."""
@@ -145,6 +148,11 @@ def recalled(error_type: ErrorType, message: str, facts: Mapping[str, Any]) -> H
     error = _CLASS_OF_TYPE[error_type](message)
     error.facts = dict(facts)
     return error
+
+
+def is_signal(error: BaseException) -> bool:
+    """Whether this is LangGraph's control flow (a pause, a command to the parent, a drain), which is no failure."""
+    return _SIGNAL in _names(error)
 
 
 def first_of_ours(group: BaseExceptionGroup[BaseException]) -> HoldfastError | None:

@@ -12,13 +12,13 @@ from holdfast.contracts.ids import CallId
 from holdfast.contracts.limits import Usage
 from holdfast.contracts.tools import Effect, ToolResult
 from holdfast.gateway.toolset import Tool
+from holdfast.policies.rulings import SAID_NO, decision_of
 from holdfast.telemetry.spans import trace_ids
 
 ONE_CALL = Usage(tool_calls=1)
 """What each send of a tool uses."""
 
 _ROOM_FOR_THE_NOTE = 256
-_NO_DECISION = "Nobody decided in time; the request has expired."
 
 
 def drafted(kind: EventKind, identity: CallIdentity, *, call_id: CallId | None = None, **payload: Any) -> EventDraft:
@@ -107,15 +107,14 @@ def result_of(record: CallRecord, tool_call_id: str, *, replayed: bool) -> ToolR
 
 def answered_instead(approval: Approval, tool_call_id: str) -> ToolResult:
     """What the model is told when a person said no, answered in the tool's place, or did not decide in time."""
-    decision = approval.decision or {}
+    decision = decision_of(approval)
     if approval.status is ApprovalStatus.RESPONDED:
         return ToolResult(tool_call_id=tool_call_id, status="rejected", output=response_in(decision))
-    message = _NO_DECISION if approval.decision is None else decision.get("message") or "A person said no."
     return ToolResult(
         tool_call_id=tool_call_id,
         status="rejected",
         error_type=ErrorType.HUMAN_REQUIRED,
-        error_message=f"{approval.tool_name} was not called. {message}",
+        error_message=f"{approval.tool_name} was not called. {decision.get('message') or SAID_NO}",
     )
 
 

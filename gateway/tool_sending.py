@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.contracts.approvals import Approval
 from holdfast.contracts.calls import CallIdentity, CallIntent, CallOutcome, CallRecord
-from holdfast.contracts.classification import contained, translated
+from holdfast.contracts.classification import contained, is_signal, translated
 from holdfast.contracts.errors import (
     BudgetExceeded,
     DeadlineExceeded,
@@ -34,9 +34,6 @@ from holdfast.gateway.toolset import Tool, ToolCall, called_for
 from holdfast.gateway.within import noted
 from holdfast.policies.deadline import timeout_seconds
 from holdfast.policies.retry import RetryTerms, may_have_happened, may_retry, pause_seconds
-
-# LangGraph's signals, by name since this room knows no LangGraph: `interrupt()` inside a tool is no failure of it.
-_SIGNAL = "langgraph.errors.GraphBubbleUp"
 
 _KIND_OF_OUTCOME = {
     "returned": EventKind.TOOL_RETURNED,
@@ -169,7 +166,7 @@ class ToolSender:
         except TimeoutError as error:
             raise (_late(sending, seconds) if timer.expired() else translated(error)) from error
         except Exception as error:
-            if _is_signal(error):
+            if is_signal(error):  # `interrupt()` inside a tool is no failure of it
                 await self._asked_inside(sending, record)
                 raise
             raise translated(error) from error
@@ -227,10 +224,6 @@ def _told(sending: Sending, seconds: float) -> ToolCall:
         run_id=scope.run.run_id,
         tool_call_id=sending.request.tool_call_id,
     )
-
-
-def _is_signal(error: BaseException) -> bool:
-    return any(f"{kind.__module__}.{kind.__qualname__}" == _SIGNAL for kind in type(error).__mro__)
 
 
 def _late(sending: Sending, seconds: float) -> TimedOut:

@@ -33,8 +33,8 @@ from holdfast.nodes.place import Answer, answers, interrupt_index, pass_question
 from holdfast.nodes.session import RunSession
 from holdfast.nodes.underway import underway
 from holdfast.policies.retention import require_contents
+from holdfast.policies.rulings import SAID_NO, granted_digest, recorded_decision
 from holdfast.policies.rulings import answer as answer_to
-from holdfast.policies.rulings import granted_digest, recorded_decision
 from holdfast.policies.tenancy import require_may_decide
 from holdfast.telemetry.spans import trace_ids
 
@@ -267,7 +267,7 @@ def _ruling(approval: Approval, value: Any) -> Ruling:
         case "respond" if "respond" in approval.allowed:
             return Ruling(type="respond", value=decision.get("value", decision.get("message")))
         case "reject":
-            return Ruling(type="reject", message=str(decision.get("message") or "A person said no."))
+            return Ruling(type="reject", message=str(decision.get("message") or SAID_NO))
         case _:
             shown = repr(value)[:_SHOWN_CHARACTERS]
             message = f'The answer {shown} is no decision; one looks like {{"decisions": [{{"type": "approve"}}]}}.'

@@ -8,13 +8,9 @@ from holdfast.contracts.errors import InvalidRequest
 from holdfast.contracts.limits import BudgetState, Limits, Usage
 from holdfast.contracts.models import PriceQuote
 from holdfast.contracts.money import to_dollars, to_microusd
+from holdfast.policies.refusal import LIMITED
 
-_COUNTS = {
-    "max_model_calls": "model_calls",
-    "max_tool_calls": "tool_calls",
-    "max_tokens": "tokens_used",
-    "max_steps": "steps",
-}
+_COUNTS = {limit: used for limit, (used, _) in LIMITED.items()}
 
 
 def reservation(input_tokens: int, max_tokens: int, quote: PriceQuote) -> Usage:

@@ -9,12 +9,13 @@ from holdfast.contracts.limits import Limits, Usage
 GRANTING = frozenset({ApprovalStatus.APPROVED, ApprovalStatus.EDITED})
 """An approval in one of these states lets its call act, once."""
 
-_LIMITED = {
+LIMITED = {
     "max_model_calls": ("model_calls", "model calls"),
     "max_tool_calls": ("tool_calls", "tool calls"),
     "max_tokens": ("tokens_used", "tokens"),
     "max_steps": ("steps", "steps"),
 }
+"""What each limit that is a count limits: the field of `Usage`, and what it is called in a sentence."""
 
 
 def refusal(
@@ -25,7 +26,7 @@ def refusal(
     A budget that is already past a limit refuses everything, also what asks nothing of that limit. `spent` and
     `reserved` hold what is known of the cost; a request of unknown cost is refused under a cost limit.
     """
-    for limit_name, (used, words) in _LIMITED.items():
+    for limit_name, (used, words) in LIMITED.items():
         limit, wanted = getattr(limits, limit_name), getattr(requested, used)
         before, held = getattr(spent, used), getattr(reserved, used)
         if limit is not None and before + held + wanted > limit:

@@ -6,6 +6,9 @@ from typing import Any
 from holdfast.contracts.approvals import Approval, ApprovalKind, ApprovalStatus, DecisionType, Ruling, grant_digest
 from holdfast.contracts.errors import InvalidRequest
 
+SAID_NO = "A person said no."
+"""What a model is told of a rejection that gives no reason."""
+
 
 def ruling_of(decision: DecisionType, *, args: Mapping[str, Any] | None, message: str | None, value: Any) -> Ruling:
     """The ruling, once its parts fit its type. Raises `InvalidRequest` saying what is missing or out of place."""
@@ -37,7 +40,7 @@ def recorded_decision(approval: Approval, ruling: Ruling) -> dict[str, Any]:
         case "edit":
             return {"type": "edit", "edited_action": {"name": _action_name(approval), "args": ruling.args}}
         case "reject":
-            return {"type": "reject", "message": ruling.message or "A person said no."}
+            return {"type": "reject", "message": ruling.message or SAID_NO}
         case "respond":
             answer = ruling.value if ruling.value is not None else ruling.message
             return {"type": "respond", "message": ruling.message or str(answer), "value": answer}

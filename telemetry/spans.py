@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from holdfast.contracts.canonical import canonical
-from holdfast.contracts.classification import type_of
+from holdfast.contracts.classification import is_signal, type_of
 from holdfast.contracts.errors import ErrorType
 from holdfast.contracts.limits import Usage
 from holdfast.contracts.models import Message, ModelResponse
@@ -30,10 +30,6 @@ _Attributes = dict[str, AttributeValue]
 _tracer = trace.get_tracer(names.INSTRUMENTATION)
 _w3c = TraceContextTextMapPropagator()
 _content = {"captured": False}
-
-# LangGraph's signals (GraphInterrupt, ParentCommand, GraphDrained): control flow, by name, since this room knows no
-# LangGraph.
-_SIGNALS = "langgraph.errors.GraphBubbleUp"
 
 
 def capture_content(captured: bool) -> None:
@@ -209,7 +205,7 @@ def record_tool(span: Span, result: ToolResult, latency_ms: int, *, tool_name: s
 def record_failure(span: Span, error: BaseException) -> None:
     """Why what the span watches failed: the error type and the class; the message only when content is captured.
     LangGraph's signals are not failures."""
-    if any(f"{kind.__module__}.{kind.__qualname__}" == _SIGNALS for kind in type(error).__mro__):
+    if is_signal(error):
         _set(span, {names.INTERRUPTED: True})
         return
     _set(span, {names.EXCEPTION_TYPE: f"{type(error).__module__}.{type(error).__qualname__}"})
