@@ -38,32 +38,32 @@ class ChainCheck:
 
     def verdict(self) -> Verification:
         """How it stands, when there are no more events, or `follow` wants none."""
-        head = self._head
-        if self._broken is None and head.seq == 0:
-            self._break(1, "is missing: the log of every run begins with its admission")
-        if self._broken is None and self._seq > head.seq:
-            self._break(None, f"the log is anchored at {head.anchor_seq}, and its head stands at {head.seq}")
-        if self._broken is None and self._seq < head.seq:
-            self._break(self._seq + 1, f"is missing: the log ends before it, and its head stands at {head.seq}")
-        if self._broken is None and self._hash != head.hash:
-            self._break(
-                None, f"the hash of the head is not that of event {head.seq}, which follows from those before it"
-            )
-        if self._broken is None and head.newest is not None and head.newest > head.seq:
-            self._break(
-                head.seq + 1, f"stands after the head, which is at {head.seq}: it was put in, or the head moved"
-            )
-        if self._broken is None and not self._told:
-            others = f", and so are the others up to {head.anchor_seq}" if head.anchor_seq > 1 else ""
-            self._break(1, f"is missing{others}: the log is anchored there, and no event says that they were pruned")
-        at, what = self._broken or (None, None)
+        at, what = self._broken or self._amiss_at_the_end() or (None, None)
         return Verification(
             run_id=self._run_id,
-            events=self._seq - head.anchor_seq,
-            head=head,
+            events=self._seq - self._head.anchor_seq,
+            head=self._head,
             broken_at=at,
             broken=what if at is None else f"event {at} {what}",
         )
+
+    def _amiss_at_the_end(self) -> tuple[int | None, str] | None:
+        """What is wrong, if anything, though each event that was seen follows from the one before it."""
+        head = self._head
+        if head.seq == 0:
+            return 1, "is missing: the log of every run begins with its admission"
+        if self._seq > head.seq:
+            return None, f"the log is anchored at {head.anchor_seq}, and its head stands at {head.seq}"
+        if self._seq < head.seq:
+            return self._seq + 1, f"is missing: the log ends before it, and its head stands at {head.seq}"
+        if self._hash != head.hash:
+            return None, f"the hash of the head is not that of event {head.seq}, which follows from those before it"
+        if head.newest is not None and head.newest > head.seq:
+            return head.seq + 1, f"stands after the head, which is at {head.seq}: it was put in, or the head moved"
+        if not self._told:
+            others = f", and so are the others up to {head.anchor_seq}" if head.anchor_seq > 1 else ""
+            return 1, f"is missing{others}: the log is anchored there, and no event says that they were pruned"
+        return None
 
     def _break(self, seq: int | None, what: str) -> bool:
         self._broken = (seq, what)

@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.errors import GraphDrained
+from langgraph.errors import GraphDrained, GraphRecursionError
 from langgraph.runtime import RunControl
 from langgraph.types import Command, GraphOutput
 
@@ -314,7 +314,7 @@ def _failure(error: Exception, attempt: _Attempt) -> HoldfastError:
     failure = translated(error)
     if isinstance(error, TimeoutError) and attempt.session.deadline.expired():
         return DeadlineExceeded("the run's deadline has passed while it was between nodes")
-    if type(error).__name__ == "GraphRecursionError":
+    if isinstance(error, GraphRecursionError):
         return BudgetExceeded(
             f"the graph took more supersteps than the run may take steps ({attempt.run.limits.max_steps})",
             limit_name="max_steps",

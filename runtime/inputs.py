@@ -15,7 +15,7 @@ from holdfast.contracts.errors import InvalidRequest, TooLarge
 _serializer = JsonPlusSerializer(pickle_fallback=False)
 
 
-def sealed(graph: Pregel[Any, Any, Any, Any], value: Any, *, max_bytes: int) -> tuple[str, bytes]:
+def checked_input(graph: Pregel[Any, Any, Any, Any], value: Any, *, max_bytes: int) -> tuple[str, bytes]:
     """`value` as (type, bytes) for the store, once it fits the graph's input schema and the size limit.
 
     Raises `InvalidRequest` naming the field, or `TooLarge`.
@@ -35,7 +35,7 @@ def _within(written: tuple[str, bytes], max_bytes: int) -> tuple[str, bytes]:
     return kind, data
 
 
-def sealed_update(
+def checked_update(
     graph: Pregel[Any, Any, Any, Any], values: Mapping[str, Any] | None, *, max_bytes: int
 ) -> tuple[str, bytes]:
     """An update of a graph's state as (type, bytes) for the store; None is none.
@@ -84,11 +84,12 @@ def _check_fields(graph: Pregel[Any, Any, Any, Any], value: Any) -> None:
     schema = getattr(builder, "input_schema", None)
     if schema is None:
         return  # a functional graph: any value is its input
-    if isinstance(value, schema) if inspect.isclass(schema) and issubclass(schema, BaseModel) else False:
+    is_model = inspect.isclass(schema) and issubclass(schema, BaseModel)
+    if is_model and isinstance(value, schema):
         return
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"the input must be a mapping of {', '.join(_fields(schema))}; got {type(value).__name__}")
-    if issubclass(schema, BaseModel):
+    if is_model:
         _validate(TypeAdapter(schema), dict(value), "the input")
     known = _fields(schema)
     # A state is filled by and by, and may begin empty; an input schema of its own says what must be there.

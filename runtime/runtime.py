@@ -147,7 +147,7 @@ class Runtime:
         governance: Any = hydrated.governance  # type: ignore[attr-defined]  # _hydrate returns governed graphs only
         terms = await self.store.tenants.get(TenantId(tenant))
         new_id = RunId(uuid_text(run_id, what="run") if run_id is not None else self._doors.ids.new())
-        kind, data = inputs.sealed(hydrated, input, max_bytes=self._max_input_bytes)
+        kind, data = inputs.checked_input(hydrated, input, max_bytes=self._max_input_bytes)
         return await self._admitted(
             RunRequest(
                 run_id=new_id,

@@ -114,7 +114,7 @@ class Travel:
         origin = await self._writer_of(snapshot, found)
         require_contents(origin.run_id, origin.contents_pruned_at, NO_FORK)
         graph = self._registry.resolve(origin.graph_name, origin.graph_version)
-        kind, data = inputs.sealed_update(graph, values, max_bytes=self._max_input_bytes)
+        kind, data = inputs.checked_update(graph, values, max_bytes=self._max_input_bytes)
         forked = Forked(
             run_id=origin.run_id,
             checkpoint_id=_checkpoint_id(snapshot.config) or "",
