@@ -305,7 +305,7 @@ def _advice(run: Run) -> str | None:
         return run.next_action
     return (
         f"see with `holdfast events {run.run_id}`, and in the workers' logs, how far each of them came (memory and "
-        "blocking code are the usual causes); then start a new run on the thread, which goes on from its state"
+        f"blocking code are the usual causes); then `holdfast resume {run.run_id} --by YOU` goes on where it stopped"
     )
 
 

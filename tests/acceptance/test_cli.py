@@ -316,3 +316,4 @@ def test_a_run_that_lost_worker_after_worker_is_called_dead_and_says_what_to_do(
     assert "failed: dead" in shown
     assert "2 workers in a row were lost" in shown
     assert f"holdfast events {run_id}" in shown
+    assert f"holdfast resume {run_id}" in shown  # another run on the thread would not have its journal
