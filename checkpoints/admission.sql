@@ -17,7 +17,7 @@ select count(*) >= %(bound)s as full
   from (select from runs where tenant_id = %(tenant_id)s and status = 'queued' limit %(bound)s) waiting
 
 -- name: admit_run
--- Write a run with its budget and its event counter, and wake a worker; nothing if its id is taken, here or at another
+-- Write a run with its budget and the head of its log, and wake a worker; nothing if its id is taken, here or at another
 -- tenant's. An attached run is born running. A resumed one begins with what was spent, or may have been, for it before.
 with admitted as (
     insert into runs (run_id, tenant_id, thread_id, graph_name, graph_version, principal, input, input_type,

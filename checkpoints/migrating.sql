@@ -63,7 +63,7 @@ select
              where m.set_option) as membership
 
 -- name: create_engine
--- The role that claims, renews and reaps across tenants, with column grants and no payload.
+-- The role that claims, renews and expires across tenants, with column grants and no payload.
 create role holdfast_engine nologin
 
 -- name: create_app

@@ -92,7 +92,8 @@ class Runs(Protocol):
 
     async def request_cancel(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, reason: str) -> Run:
         """Ask a run to stop. One that is queued or interrupted is `cancelled` at once, as by `finish`; one that is
-        running is told by its worker's heartbeat; one that has ended raises `Conflict`."""
+        running is told by the answer to its worker's heartbeat, which a notification hurries; one that has ended
+        raises `Conflict`."""
         ...
 
     async def reattach(self, principal: Principal, tenant_id: TenantId, run_id: RunId, *, served_by: str) -> Run:

@@ -29,7 +29,7 @@ def reply_of(message: BaseMessage) -> ProviderReply:
 
 
 def message_of(response: ModelResponse) -> AIMessage:
-    """A response as LangChain's message: the provider's own where there is one, with the call as its id."""
+    """A response as LangChain's message: the provider's own where there is one, else one with the call as its id."""
     if response.raw:
         [message] = messages_from_dict([response.raw])
         assert isinstance(message, AIMessage)  # reply_of lets nothing else in

@@ -67,15 +67,15 @@ class BlockingRuntime:
         return self._running(self._portal.call(start))
 
     def run(self, run_id: str, *, tenant: str) -> BlockingRun:
-        """A run that was admitted, by this process or another."""
+        """A run that was admitted, by this process or another; see `Runtime.run`."""
         return self._running(self._portal.call(partial(self._runtime.run, run_id, tenant=tenant)))
 
     def runs(self, *, tenant: str, thread: str | None = None) -> Sequence[Run]:
-        """The tenant's runs, newest first."""
+        """The tenant's runs, newest first; see `Runtime.runs`."""
         return self._portal.call(partial(self._runtime.runs, tenant=tenant, thread=thread))
 
     def show(self, run_id: str, *, tenant: str) -> RunReport:
-        """A run with its budget, calls, approvals and events; see `Runtime.show`."""
+        """A run with its budget, calls and approvals; see `Runtime.show`."""
         return self._portal.call(partial(self._runtime.show, run_id, tenant=tenant))
 
     def events(self, run_id: str, *, tenant: str, after: int = 0, limit: int = 10_000) -> Sequence[Event]:
@@ -87,7 +87,7 @@ class BlockingRuntime:
         return self._portal.call(partial(self._runtime.verify_events, run_id, tenant=tenant))
 
     def approvals(self, *, tenant: str, thread: str | None = None) -> Sequence[Approval]:
-        """What the tenant's people are asked, oldest first."""
+        """What the tenant's people are asked, oldest first; see `Runtime.approvals`."""
         return self._portal.call(partial(self._runtime.approvals, tenant=tenant, thread=thread))
 
     def decide(

@@ -78,7 +78,7 @@ class RunHandle:
         return (await self._runtime.store.runs.get(self.tenant_id, self.run_id)).status
 
     async def events(self, *, after: int = 0) -> Sequence[Event]:
-        """The run's events with a `seq` greater than `after`."""
+        """The run's events with a `seq` greater than `after`; see `Runtime.events`."""
         return await self._runtime.events(self.run_id, tenant=self.tenant_id, after=after)
 
     def follow(self, *, after: int = 0, until: Literal["end", "rest"] = "end") -> AsyncIterator[Event]:
@@ -86,7 +86,7 @@ class RunHandle:
         return self._runtime.follow(self.run_id, tenant=self.tenant_id, after=after, until=until)
 
     async def cancel(self, *, by: "str | Principal", reason: str = "") -> None:
-        """Ask the run to stop."""
+        """Ask the run to stop; see `Runtime.cancel`."""
         await self._runtime.cancel(self.run_id, tenant=self.tenant_id, by=by, reason=reason)
 
 
@@ -170,7 +170,7 @@ class Runtime:
     async def runs(
         self, *, tenant: str, thread: str | None = None, status: RunStatus | str | None = None, limit: int = 100
     ) -> Sequence[Run]:
-        """The tenant's runs, newest first."""
+        """The tenant's runs, newest first, at most `limit`. Raises `InvalidRequest` for a status that there is not."""
         wanted = None if status is None else _status(status)
         return await self.store.runs.find(TenantId(tenant), thread_key=thread, status=wanted, limit=limit)
 
@@ -197,7 +197,7 @@ class Runtime:
             ) from error
 
     async def show(self, run_id: str, *, tenant: str) -> RunReport:
-        """A run with its budget, calls and approvals, and with whose code goes on with it."""
+        """A run with its budget, calls and approvals, and with whose code goes on with it. Raises `NotFound`."""
         run = await self._get(run_id, tenant)
         tenant_id = run.tenant.tenant_id
         return RunReport(
@@ -210,12 +210,13 @@ class Runtime:
         )
 
     async def serves(self, run_id: str, *, tenant: str) -> bool:
-        """Whether the graphs that are registered here go on with a run; a worker of another process may as well."""
+        """Whether the graphs that are registered here go on with a run; a worker of another process may as well.
+        Raises `NotFound`."""
         run = await self._get(run_id, tenant)
         return self._registry.serves(run.graph_name, run.graph_version)
 
     async def events(self, run_id: str, *, tenant: str, after: int = 0, limit: int = 10_000) -> Sequence[Event]:
-        """The run's events with a `seq` greater than `after`, in order."""
+        """The run's events with a `seq` greater than `after`, in order, at most `limit`. Raises `NotFound`."""
         run = await self._get(run_id, tenant)
         return await self.store.events.read(run.tenant.tenant_id, run.run_id, after=after, limit=limit)
 
@@ -225,7 +226,7 @@ class Runtime:
         """The run's events with a `seq` greater than `after`, as they commit: each once and in order, whatever becomes
         of the connection meanwhile. Ends when the run has ended; with `until="rest"` also when a person must decide.
 
-        To go on later, pass the `seq` of the last event seen.
+        To go on later, pass the `seq` of the last event seen. Raises `NotFound` when it is first asked for an event.
         """
         run = await self._get(run_id, tenant)
         following = self._followers.follow(
@@ -235,12 +236,13 @@ class Runtime:
             yield event
 
     async def verify_events(self, run_id: str, *, tenant: str) -> Verification:
-        """Whether the run's events are the ones that were written: recomputes the hash of each from its row."""
+        """Whether the run's events are the ones that were written: recomputes the hash of each from its row. Raises
+        `NotFound`; that a log is broken is in what it returns."""
         run = await self._get(run_id, tenant)
         return await verified(self.store.events, run.tenant.tenant_id, run.run_id)
 
     async def verify_all_events(self, *, tenant: str) -> AsyncIterator[Verification]:
-        """The same for every run of the tenant, one after the other."""
+        """The same for every run of the tenant, one after the other. Raises `NotFound` for an unknown tenant."""
         await self.store.tenants.get(TenantId(tenant))
         async for found in verified_all(self.store.events, TenantId(tenant)):
             yield found
@@ -248,7 +250,8 @@ class Runtime:
     async def approvals(
         self, *, tenant: str, run_id: str | None = None, thread: str | None = None, pending_only: bool = True
     ) -> Sequence[Approval]:
-        """What the tenant's people are asked, oldest first."""
+        """What the tenant's people are asked, oldest first; with `pending_only=False` also what they were asked, and
+        what became of it. Raises `InvalidRequest` for a `run_id` that is no id."""
         return await self.store.approvals.find(
             TenantId(tenant),
             run_id=None if run_id is None else RunId(uuid_text(run_id, what="run")),
@@ -303,9 +306,10 @@ class Runtime:
         return decided
 
     async def cancel(self, run_id: str, *, tenant: str, by: str | Principal, reason: str = "") -> Run:
-        """Ask a run to stop. One that waits is cancelled at once; one that runs stops at its worker's next heartbeat.
+        """Ask a run to stop. One that waits is cancelled at once; one that runs stops as soon as its worker hears of
+        it: by a notification, or else with its next heartbeat.
 
-        Raises `NotFound`, or `Conflict` when the run has ended.
+        Raises `NotFound` (no such run, or `by` does not belong to its tenant), and `Conflict` when the run has ended.
         """
         principal = self._directory.principal(by)
         run = await self._get(run_id, tenant)
@@ -339,6 +343,9 @@ class Runtime:
 
         `thread` is your key, or the id of one of its runs. With `at`, a checkpoint's id, the state as it was then:
         that needs `by`, a principal with the role `operator` or `admin`.
+
+        Raises `NotFound` (thread, checkpoint, or its graph's version is not served here); with `at` also
+        `InvalidRequest` (nobody is named in `by`), `PolicyDenied`, and `Conflict` for the thread of an attached run.
         """
         tenant_id = TenantId(tenant)
         if at is not None:
@@ -439,7 +446,8 @@ class Runtime:
         self._wake.ring()
 
     def register(self, graph: Any) -> Graph:
-        """Make a compiled graph one that this process's worker can serve, and that `start` knows by name."""
+        """Make a compiled graph one that this process's worker can serve, and that `start` knows by name. One that is
+        not governed yet is governed by `govern(graph)`, and what that raises is raised."""
         return self._registry.add(graph if is_governed(graph) else self._govern(graph))
 
     async def _admitted(self, request: RunRequest) -> RunHandle:
