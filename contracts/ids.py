@@ -20,4 +20,5 @@ def uuid_text(value: str, *, what: str) -> str:
     try:
         return str(UUID(value))
     except (ValueError, AttributeError, TypeError) as error:
-        raise InvalidRequest(f"{value!r} is not the id of a {what}; ids look like 0198c0de-....") from error
+        article = "an" if what[0] in "aeiou" else "a"
+        raise InvalidRequest(f"{value!r} is not the id of {article} {what}; ids look like 0198c0de-....") from error
