@@ -6,7 +6,7 @@ from typing import Any
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.events import Entry, write_entries
 from holdfast.checkpoints.queries import load_queries
-from holdfast.checkpoints.runs import load_claimed
+from holdfast.checkpoints.runs import load_runs
 from holdfast.contracts.errors import Conflict
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
@@ -70,7 +70,7 @@ class PostgresLeases:
         if not claimed:
             return ()
         async with self._database.tenants(sorted({row["tenant_id"] for row in claimed.values()})) as conn:
-            runs = await load_claimed(conn, list(claimed))
+            runs = await load_runs(conn, list(claimed))
         # One that was taken over between the two transactions has another epoch by now: it is not ours to show.
         return [
             RunClaim(
@@ -80,9 +80,8 @@ class PostgresLeases:
                 heartbeat_at=claimed[run.run_id]["heartbeat_at"],
                 run=run,
                 served_by=claimed[run.run_id]["served_by"],
-                unreadable=unreadable,
             )
-            for run, unreadable in runs
+            for run in runs
             if run.epoch == claimed[run.run_id]["epoch"]
         ]
 

@@ -20,7 +20,6 @@ from holdfast.contracts.canonical import plain
 from holdfast.contracts.errors import (
     BudgetExceeded,
     Conflict,
-    HoldfastError,
     InvalidRequest,
     KeyMissing,
     NotFound,
@@ -199,33 +198,25 @@ class PostgresRuns:
 
 
 async def load_runs(conn: Connection, run_ids: Sequence[str]) -> Sequence[Run]:
-    """The runs of these ids that the transaction's tenants have, oldest first."""
-    found = await conn.execute(_SQL["load_runs"], {"run_ids": list(run_ids)})
-    return [_run(conn.documents.opened(RUNS, row)) for row in await found.fetchall()]
-
-
-_WITHOUT_CONTENTS: Mapping[str, None] = dict.fromkeys((*RUNS.documents, *RUNS.texts))
-
-
-async def load_claimed(conn: Connection, run_ids: Sequence[str]) -> Sequence[tuple[Run, HoldfastError | None]]:
-    """The same of runs that were claimed together. One whose contents cannot be opened comes without them and with the
-    reason: it must not keep the others from whoever claimed them."""
+    """The runs of these ids that the transaction's tenants have, oldest first. One whose contents cannot be opened
+    comes without them: it must not keep the others from whoever works on them or looks at them."""
     found = await conn.execute(_SQL["load_runs"], {"run_ids": list(run_ids)})
     return [_as_far_as_readable(conn, row) for row in await found.fetchall()]
 
 
-def _as_far_as_readable(conn: Connection, row: Mapping[str, Any]) -> tuple[Run, HoldfastError | None]:
+def _as_far_as_readable(conn: Connection, row: Mapping[str, Any]) -> Run:
+    without_contents = {**row, **dict.fromkeys((*RUNS.documents, *RUNS.texts))}
     try:
-        return _run(conn.documents.opened(RUNS, row)), None
+        return _run(conn.documents.opened(RUNS, row))
     except (KeyMissing, SealBroken) as error:
-        return _run({**row, **_WITHOUT_CONTENTS}), error
+        return replace(_run(without_contents), unreadable=error)
     except ValidationError as error:
         of_newer_code = StoreUnavailable(
             f"run {row['run_id']} has what this version of holdfast does not know ({error.errors()[0]['msg']}); a "
             "worker of a newer version goes on with it",
             run_id=str(row["run_id"]),
         )
-        return _run({**row, **_WITHOUT_CONTENTS, "limits": {}}), of_newer_code
+        return replace(_run({**without_contents, "limits": {}}), unreadable=of_newer_code)
 
 
 def _run(row: Mapping[str, Any]) -> Run:
@@ -275,6 +266,8 @@ async def _load(conn: Connection, tenant_id: TenantId, run_id: RunId) -> Run:
     runs = await load_runs(conn, [run_id])
     if not runs or runs[0].tenant.tenant_id != tenant_id:
         raise _no_run(run_id)
+    if runs[0].unreadable is not None:
+        raise runs[0].unreadable
     return runs[0]
 
 

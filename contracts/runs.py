@@ -194,6 +194,8 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    unreadable: HoldfastError | None = None
+    """Why what is stored of it cannot be opened here: it comes with its facts then, and none of its contents."""
 
     @property
     def version(self) -> GraphVersion:
@@ -231,8 +233,6 @@ class RunClaim(BaseModel):
     run: Run = Field(repr=False)
     served_by: str
     """The version of the run's graph whose code serves this attempt: the run's own, or one compatible with it."""
-    unreadable: HoldfastError | None = Field(default=None, repr=False)
-    """Why what is stored of the run cannot be opened here: `run` has its facts then, and none of its contents."""
 
     @property
     def owner(self) -> Owner:

@@ -90,7 +90,7 @@ class Coordinator:
 
     async def _execute(self, hold: Hold, control: RunControl) -> None:
         run = hold.claim.run
-        if (unreadable := hold.claim.unreadable) is not None:
+        if (unreadable := run.unreadable) is not None:
             await self._conclude_unread(hold, unreadable)
             return
         try:

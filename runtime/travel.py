@@ -162,6 +162,8 @@ class Travel:
         if not runs:
             raise NotFound(f"tenant {tenant_id!r} has no thread {thread!r}")
         run = runs[0]
+        if run.unreadable is not None:
+            raise run.unreadable
         if not anyones:
             require_own_checkpoints(run.run_id, attached=run.attached)
         return _Thread(key, run, self._bound(run))

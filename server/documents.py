@@ -40,6 +40,7 @@ def run_document(run: Run) -> Document:
         "legal_hold": None if run.legal_hold is None else run.legal_hold.model_dump(mode="json"),
         "error": None if run.cause is None else run.cause.model_dump(mode="json"),
         "contents_pruned_at": _time(run.contents_pruned_at),
+        "unreadable": None if run.unreadable is None else str(run.unreadable),
         "created_at": run.created_at.isoformat(),
         "finished_at": _time(run.finished_at),
     }

@@ -81,6 +81,7 @@ def runs(console: Console, found: Sequence[Run], *, unserved: Sequence[Run] = ()
     for run in found:
         cause = run.cause.error_type.value if run.cause is not None else ("asks" if run.next_action else "")
         cause = "dead: its workers were lost" if run.dead else cause
+        cause = "cannot be opened here: `holdfast show` says why" if run.unreadable is not None else cause
         if run in unserved:
             cause = f"no worker for version {run.graph_version}"
         admitted = run.created_at.astimezone(UTC).strftime("%m-%d %H:%M")

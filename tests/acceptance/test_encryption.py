@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from holdfast import RunContext, RunStatus, ToolCall, govern, open_runtime, tool
 from holdfast.checkpoints.vault import Encryption
-from holdfast.contracts.errors import ConfigurationError
+from holdfast.contracts.errors import ConfigurationError, SealBroken
 from holdfast.contracts.events import Event
 from holdfast.contracts.ids import TenantId
 from holdfast.contracts.tenancy import RetentionTerms, Tenant
@@ -136,6 +136,11 @@ async def test_run_that_was_altered_fails_for_a_person_to_see_and_keeps_no_other
                 told = await runtime.store.events.read(TenantId("acme"), altered.run_id)
         assert [event.kind.value for event in told] == ["run.admitted", "run.claimed", "run.failed"]
         assert told[-1].payload == {"error_type": "permanent_dependency", "step_name": "claim"}
+        listed = await runtime.runs(tenant="acme")
+        assert [(run.run_id, run.status) for run in listed if run.unreadable] == [(altered.run_id, RunStatus.FAILED)]
+        assert len(listed) == 4
+        with pytest.raises(SealBroken, match=altered.run_id):
+            await runtime.show(altered.run_id, tenant="acme")
 
 
 async def test_run_under_a_newer_key_is_left_to_a_worker_that_has_it(office: Office) -> None:

@@ -302,7 +302,7 @@ async def test_run_under_a_key_that_is_not_here_is_claimed_without_what_it_was_g
     async with Database(database_urls.app, encryption=encrypting("k1", "k2")) as rotated:
         other = (await House(rotated, database_urls.admin).runs.admit(house.request())).run_id
     claims = await house.leases.claim("first", tenants=None, graphs=SERVED, slots=2, ttl_seconds=30)
-    assert [(claim.run_id, claim.run.input, type(claim.unreadable)) for claim in claims] == [
+    assert [(claim.run_id, claim.run.input, type(claim.run.unreadable)) for claim in claims] == [
         (mine, b"{}", type(None)),
         (other, b"", KeyMissing),
     ]

@@ -166,7 +166,7 @@ async def test_run_with_a_limit_that_only_newer_code_knows_is_left_to_it_and_the
 ) -> None:
     newer, other = [(await house.runs.admit(house.request())).run_id for _ in "ab"]
     await house.shift("update runs set limits = limits || '{\"max_moons\": 3}' where run_id = %s", newer)
-    claims = {one.run_id: one.unreadable for one in await claim(house, "first", slots=2)}
+    claims = {one.run_id: one.run.unreadable for one in await claim(house, "first", slots=2)}
     assert isinstance(claims[newer], StoreUnavailable)
     assert claims[other] is None
 
