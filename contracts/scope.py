@@ -117,10 +117,14 @@ class Scope:
             self.above.require_open(what)
         if self.closed:
             raise NotGoverned(
-                f"{what} was called after node {self.node!r} had ended; await everything that a node starts",
+                f"{what} was called after {self._whose()} had ended; await everything that it starts",
                 action=what,
                 rule="scope.closed",
             )
+
+    def _whose(self) -> str:
+        node = f"node {self.node!r}"
+        return node if self.above is None else f"a tool or a specialist of {node}"
 
     def require_ours(self) -> None:
         """Raise `LeaseLost` when the lease has run out: the last thing before every send to the outside."""
