@@ -253,7 +253,7 @@ def _approval(documents: Documents, row: Mapping[str, Any]) -> Approval:
 
 
 def _no_approval(approval_id: ApprovalId) -> NotFound:
-    return NotFound(f"there is no approval {approval_id} here", approval_id=approval_id)
+    return NotFound(f"there is no approval {approval_id} here; see that the id is right", approval_id=approval_id)
 
 
 def _decided_already(approval: Approval) -> Conflict:

@@ -439,7 +439,8 @@ def _require_fit(facts: Mapping[str, Any]) -> None:
     login = facts.get("login")
     use = "log in as holdfast_app, or as a role that was granted holdfast_app alone"
     if facts["server_version"] < _OLDEST_SERVER:
-        raise ConfigurationError("holdfast needs Postgres 16 or newer")
+        found, needed = (version // 10_000 for version in (facts["server_version"], _OLDEST_SERVER))
+        raise ConfigurationError(f"this server is Postgres {found}, and holdfast needs {needed} or newer")
     if not facts["upgraded"]:
         raise ConfigurationError(f"the database has no tables of this version of holdfast yet; {UPGRADE}")
     if facts["superuser"] or facts["bypasses_rls"]:

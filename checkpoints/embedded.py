@@ -245,4 +245,7 @@ def _await_lock(lock: int, folder: Path) -> None:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_POLL_SECONDS)
-    raise ConfigurationError(f"another process has been starting or stopping the database in {folder} for too long")
+    raise ConfigurationError(
+        f"another process has been starting or stopping the database in {folder} for {_LOCK_SECONDS} s; end it (it has "
+        "start.lock open) and try again"
+    )

@@ -62,7 +62,7 @@ class PostgresLedger:
         async with self._database.tenant(tenant_id) as conn:
             row = await (await conn.execute(_SQL["tenant_budget"], {"tenant_id": tenant_id})).fetchone()
         if row is None:
-            raise NotFound(f"there is no tenant {tenant_id!r}", tenant_id=tenant_id)
+            raise NotFound(f"there is no tenant {tenant_id!r}; name it in the configuration", tenant_id=tenant_id)
         return BudgetId(row["budget_id"])
 
     async def _opened_before(self, conn: Connection, share: Mapping[str, Any]) -> BudgetId:

@@ -102,7 +102,7 @@ async def _resumed(conn: Connection, request: RunRequest, resumed: Resumed, run_
 async def _locked(conn: Connection, tenant_id: TenantId, run_id: RunId) -> Mapping[str, Any]:
     found = await conn.execute(_SQL["lock_origin"], {"tenant_id": tenant_id, "run_id": run_id})
     if (row := await found.fetchone()) is None:
-        raise NotFound(f"there is no run {run_id} here", run_id=run_id)
+        raise NotFound(f"there is no run {run_id} here; see that the id and the tenant are right", run_id=run_id)
     return row
 
 

@@ -337,7 +337,7 @@ async def _drop_lease(conn: Connection, owner: Owner) -> None:
 
 
 def _no_run(run_id: str) -> NotFound:
-    return NotFound(f"there is no run {run_id} here", run_id=run_id)
+    return NotFound(f"there is no run {run_id} here; see that the id and the tenant are right", run_id=run_id)
 
 
 def _steps_used_up(owner: Owner, limit: int) -> BudgetExceeded:

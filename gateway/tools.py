@@ -67,7 +67,8 @@ class ToolExecutor:
         scope.require_open(f"tool {request.tool_name!r}")
         if request.run_id != scope.run.run_id:
             raise NotGoverned(
-                f"tool {request.tool_name!r} was asked for run {request.run_id} inside run {scope.run.run_id}",
+                f"tool {request.tool_name!r} was asked for run {request.run_id} inside run {scope.run.run_id}; "
+                "make requests from the scope they run in",
                 action="call_tool",
                 rule="scope.run",
             )

@@ -250,7 +250,10 @@ async def work(session: Session) -> Exit:
     """Serve the project's graphs until SIGTERM or Ctrl-C, then hand back what is under way; see `server.stopping`."""
     catalog = read_catalog()
     if not catalog.refs:
-        raise InvalidRequest("there is no langgraph.json here that names graphs, so a worker has nothing to serve")
+        raise InvalidRequest(
+            "there is no langgraph.json here that names graphs, so a worker has nothing to serve; start it in the "
+            "folder of the project"
+        )
     stopping = Stopping(_tell_aside)
     async with session.runtime(worker=True) as runtime:
         stopping.then(runtime.hand_back)

@@ -13,7 +13,10 @@ def encryption(terms: EncryptionTerms) -> Encryption | None:
     """What is stored is encrypted with; None: nothing. Raises `ConfigurationError`, which quotes no key."""
     if not terms.keys:
         if terms.key_id is not None:
-            raise ConfigurationError(f"setting encryption.key_id names {terms.key_id!r}, and there are no keys")
+            raise ConfigurationError(
+                f"setting encryption.key_id names {terms.key_id!r}, and there are no keys; set "
+                "HOLDFAST_ENCRYPTION__KEYS, or leave the key_id out"
+            )
         return None
     if terms.key_id is None and len(terms.keys) > 1:
         raise ConfigurationError(

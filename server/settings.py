@@ -255,7 +255,9 @@ def _settings_file() -> Path | None:
     named = os.environ.get(f"{PREFIX}CONFIG")
     if named:
         if not Path(named).is_file():
-            raise ConfigurationError(f"{PREFIX}CONFIG names {named!r}, and there is no such file")
+            raise ConfigurationError(
+                f"{PREFIX}CONFIG names {named!r}, and there is no such file; correct it, or unset it"
+            )
         return Path(named)
     return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
 

@@ -177,7 +177,7 @@ def test_a_named_file_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOLDFAST_CONFIG", "other.toml")
     assert load_settings().model == "openai:other"
     monkeypatch.setenv("HOLDFAST_CONFIG", "absent.toml")
-    assert refusal() == ["HOLDFAST_CONFIG names 'absent.toml', and there is no such file"]
+    assert refusal() == ["HOLDFAST_CONFIG names 'absent.toml', and there is no such file; correct it, or unset it"]
 
 
 def test_which_tenant_is_meant_must_be_clear() -> None:
