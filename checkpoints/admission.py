@@ -21,7 +21,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.runs import Forked, Resumed, RunRequest
 from holdfast.contracts.tenancy import Tenant
-from holdfast.telemetry.spans import trace_ids
+from holdfast.telemetry.spans import traced_event
 
 _SQL = load_queries(__name__, "admission.sql")
 _RETRY_AFTER_SECONDS = 5.0
@@ -123,5 +123,4 @@ def _admitted(request: RunRequest) -> EventDraft:
         "user_id": request.tenant.user_id,
         "attached": request.attached,
     }
-    trace_id, span_id = trace_ids()
-    return EventDraft(kind=EventKind.RUN_ADMITTED, trace_id=trace_id, span_id=span_id, payload=facts)
+    return traced_event(EventKind.RUN_ADMITTED, facts)

@@ -19,7 +19,7 @@ from holdfast.contracts.ids import RunId, TenantId
 from holdfast.contracts.runs import Forked, Resumed, RunRequest, RunStatus
 from holdfast.policies.retention import NO_FORK, NO_RESUME, require_contents
 from holdfast.policies.travel import require_resumable
-from holdfast.telemetry.spans import trace_ids
+from holdfast.telemetry.spans import traced_event
 
 _SQL = load_queries(__name__, "origins.sql")
 
@@ -71,7 +71,7 @@ async def _forked(
         thread_id=thread_id,
         origin=fork.run_id,
         attempt=origin["attempt"],
-        drafts=(_event(EventKind.RUN_FORKED, facts | {"thread": request.thread_key}),),
+        drafts=(traced_event(EventKind.RUN_FORKED, facts | {"thread": request.thread_key}),),
     )
 
 
@@ -95,7 +95,7 @@ async def _resumed(conn: Connection, request: RunRequest, resumed: Resumed, run_
         thread_id=origin["thread_id"],
         origin=resumed.run_id,
         attempt=origin["attempt"],
-        drafts=(_event(EventKind.RUN_RESUMED, facts),),
+        drafts=(traced_event(EventKind.RUN_RESUMED, facts),),
     )
 
 
@@ -113,8 +113,3 @@ async def _opened(conn: Connection, query: str, request: RunRequest, new_thread:
     if row is None:
         raise Conflict(f"there is a thread {key!r} already; a fork needs a new one", thread_key=key)
     return str(row["thread_id"])
-
-
-def _event(kind: EventKind, facts: Mapping[str, Any]) -> EventDraft:
-    trace_id, span_id = trace_ids()
-    return EventDraft(kind=kind, trace_id=trace_id, span_id=span_id, payload=facts)

@@ -17,7 +17,7 @@ from holdfast.contracts.money import to_dollars, to_microusd
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import Effect
 from holdfast.gateway.prices import Prices
-from holdfast.telemetry.spans import trace_ids
+from holdfast.telemetry.spans import traced_event
 
 _NOT_OF_THE_REQUEST = {"run_id", "deadline"}
 """Fields that do not make a request another: made again, by a later run too, it is the same call."""
@@ -109,22 +109,14 @@ def drafted(
 ) -> EventDraft:
     """An event about a model call: facts, and no content."""
     provider, _, model = name.partition(":")
-    trace_id, span_id = trace_ids()
-    return EventDraft(
-        kind=kind,
-        node=scope.node,
-        task_id=scope.locate().task_id,
-        call_id=call_id,
-        trace_id=trace_id,
-        span_id=span_id,
-        payload={
-            "provider": provider,
-            "model": model,
-            "agent_name": request.agent_name,
-            "prompt_version": request.prompt_version,
-            **facts,
-        },
-    )
+    about = {
+        "provider": provider,
+        "model": model,
+        "agent_name": request.agent_name,
+        "prompt_version": request.prompt_version,
+        **facts,
+    }
+    return traced_event(kind, about, node=scope.node, task_id=scope.locate().task_id, call_id=call_id)
 
 
 def canonical_request(request: ModelRequest) -> tuple[dict[str, Any], str]:

@@ -13,7 +13,7 @@ from holdfast.contracts.limits import Usage
 from holdfast.contracts.tools import Effect, ToolResult
 from holdfast.gateway.toolset import Tool
 from holdfast.policies.rulings import SAID_NO, decision_of
-from holdfast.telemetry.spans import trace_ids
+from holdfast.telemetry.spans import traced_event
 
 ONE_CALL = Usage(tool_calls=1)
 """What each send of a tool uses."""
@@ -22,17 +22,9 @@ _ROOM_FOR_THE_NOTE = 256
 
 
 def drafted(kind: EventKind, identity: CallIdentity, *, call_id: CallId | None = None, **payload: Any) -> EventDraft:
-    """An event about a tool call, tied to the current span."""
-    trace_id, span_id = trace_ids()
-    return EventDraft(
-        kind=kind,
-        node=identity.site.node,
-        task_id=identity.site.task_id,
-        call_id=call_id,
-        trace_id=trace_id,
-        span_id=span_id,
-        payload={"tool_name": identity.name, **payload},
-    )
+    """An event about a tool call."""
+    site, facts = identity.site, {"tool_name": identity.name, **payload}
+    return traced_event(kind, facts, node=site.node, task_id=site.task_id, call_id=call_id)
 
 
 def fitted(value: Any, *, entry: Tool) -> dict[str, Any]:

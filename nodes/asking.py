@@ -36,7 +36,7 @@ from holdfast.policies.retention import require_contents
 from holdfast.policies.rulings import SAID_NO, granted_digest, recorded_decision
 from holdfast.policies.rulings import answer as answer_to
 from holdfast.policies.tenancy import require_may_decide
-from holdfast.telemetry.spans import trace_ids
+from holdfast.telemetry.spans import traced_event
 
 _SHOWN_CHARACTERS = 200
 _NOT_ASKED_AGAIN = "what its people answered is not known when its node runs again; start a new thread"
@@ -189,16 +189,8 @@ async def ask_for(session: RunSession, pause: GraphInterrupt, *, node: str, task
 
 
 async def _put(session: RunSession, request: ApprovalRequest) -> None:
-    trace_id, span_id = trace_ids()
     facts = {"kind": request.kind.value, "interrupt_id": request.interrupt_id, "tool_name": request.tool_name}
-    event = EventDraft(
-        kind=EventKind.APPROVAL_ASKED,
-        node=request.node,
-        task_id=request.task_id,
-        trace_id=trace_id,
-        span_id=span_id,
-        payload=facts,
-    )
+    event = traced_event(EventKind.APPROVAL_ASKED, facts, node=request.node, task_id=request.task_id)
     await reach(Mark.APPROVAL_ASKING)
     await session.approvals.stage(session.owner, request, event=event)
     await reach(Mark.APPROVAL_ASKED)

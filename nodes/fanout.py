@@ -17,7 +17,7 @@ from holdfast.contracts.errors import (
     RuntimeErrorRecord,
     StoreUnavailable,
 )
-from holdfast.contracts.events import EventDraft, EventKind
+from holdfast.contracts.events import EventKind
 from holdfast.contracts.limits import BudgetState
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.scope import Scope, current_scope, entered
@@ -26,7 +26,7 @@ from holdfast.nodes.inside import fatal_as_itself
 from holdfast.nodes.place import standing_apart
 from holdfast.nodes.session import RunSession, session_of
 from holdfast.policies.budget import share
-from holdfast.telemetry.spans import node_span, trace_ids
+from holdfast.telemetry.spans import node_span, traced_event
 
 T = TypeVar("T")
 
@@ -132,15 +132,8 @@ class _Fan:
         scope, suffix = self.scope, f"/{specialist.name}#{self.occurrence}"
         limits = share(state, specialist.budget_share, deadline_seconds=specialist.deadline_seconds)
         site = scope.locate()
-        trace_id, span_id = trace_ids()
-        event = EventDraft(
-            kind=EventKind.BUDGET_OPENED,
-            node=scope.node,
-            task_id=site.task_id + suffix,
-            trace_id=trace_id,
-            span_id=span_id,
-            payload={"specialist": specialist.name, "share": str(specialist.budget_share)},
-        )
+        facts = {"specialist": specialist.name, "share": str(specialist.budget_share)}
+        event = traced_event(EventKind.BUDGET_OPENED, facts, node=scope.node, task_id=site.task_id + suffix)
         budget = await self.session.ledger.open_share(
             self.session.owner,
             parent=scope.budgets[0],

@@ -31,7 +31,7 @@ from holdfast.nodes.mismatch import require_no_mismatch
 from holdfast.nodes.place import Place, is_retry, standing_apart, task_id_of
 from holdfast.nodes.session import RunSession, session_here
 from holdfast.nodes.underway import collecting
-from holdfast.telemetry.spans import node_span, trace_ids
+from holdfast.telemetry.spans import node_span, traced_event
 
 _log = structlog.get_logger(__name__)
 _RECORDING_SECONDS = 5.0
@@ -258,5 +258,4 @@ async def _tell(
 
 
 def _event(place: Place, task_id: str, kind: EventKind, facts: dict[str, Any]) -> EventDraft:
-    trace_id, span_id = trace_ids()
-    return EventDraft(kind=kind, node=place.node, task_id=task_id, trace_id=trace_id, span_id=span_id, payload=facts)
+    return traced_event(kind, facts, node=place.node, task_id=task_id)

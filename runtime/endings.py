@@ -8,7 +8,7 @@ from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.ports import Runs
 from holdfast.contracts.runs import Owner, RunStatus
-from holdfast.telemetry.spans import trace_ids
+from holdfast.telemetry.spans import traced_event
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,5 +97,4 @@ async def _finished(
 
 
 def _event(kind: EventKind, **payload: Any) -> EventDraft:
-    trace_id, span_id = trace_ids()
-    return EventDraft(kind=kind, trace_id=trace_id, span_id=span_id, payload=payload)
+    return traced_event(kind, payload)

@@ -9,7 +9,7 @@ from holdfast.contracts.approvals import Approval, DecisionType
 from holdfast.contracts.calls import CallRecord
 from holdfast.contracts.chain import Verification
 from holdfast.contracts.errors import InvalidRequest, InvariantViolated, NotFound, TimedOut
-from holdfast.contracts.events import Event, EventDraft, EventKind
+from holdfast.contracts.events import Event, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import BudgetState, Limits
 from holdfast.contracts.marks import Mark, reach
@@ -30,7 +30,7 @@ from holdfast.runtime.verification import verified, verified_all
 from holdfast.runtime.waiting import Lookout
 from holdfast.runtime.wake import Wake
 from holdfast.runtime.worker import Worker
-from holdfast.telemetry.spans import admission_span, trace_ids, trace_parent
+from holdfast.telemetry.spans import admission_span, trace_parent, traced_event
 
 _ADMITTED_INPUT_BYTES = 1_048_576
 _NO_REASON = "no reason was given"
@@ -284,7 +284,6 @@ class Runtime:
         approval = await self.store.approvals.get(tenant_id, known)
         require_may_decide(principal, approval)
         ruling = rulings.ruling_of(decision, args=args, message=message, value=value)
-        trace_id, span_id = trace_ids()
         decided = await self.store.approvals.decide(
             principal,
             tenant_id,
@@ -292,13 +291,11 @@ class Runtime:
             ruling,
             decision=rulings.recorded_decision(approval, ruling),
             granted_digest=rulings.granted_digest(approval, ruling),
-            event=EventDraft(
-                kind=EventKind.APPROVAL_DECIDED,
+            event=traced_event(
+                EventKind.APPROVAL_DECIDED,
+                {"approval_id": known, "decision": decision, "by": principal.user_id},
                 node=approval.node,
                 task_id=approval.task_id,
-                trace_id=trace_id,
-                span_id=span_id,
-                payload={"approval_id": known, "decision": decision, "by": principal.user_id},
             ),
         )
         await reach(Mark.APPROVAL_DECIDED)

@@ -6,6 +6,7 @@ exception message is written unless `capture_content(True)` was said.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -17,6 +18,7 @@ from opentelemetry.util.types import AttributeValue
 from holdfast.contracts.canonical import canonical
 from holdfast.contracts.classification import is_signal, type_of
 from holdfast.contracts.errors import ErrorType
+from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.limits import Usage
 from holdfast.contracts.models import Message, ModelResponse
 from holdfast.contracts.runs import RunIdentity
@@ -218,6 +220,21 @@ def trace_ids() -> tuple[str, str] | tuple[None, None]:
     if not here.is_valid:
         return None, None
     return trace.format_trace_id(here.trace_id), trace.format_span_id(here.span_id)
+
+
+def traced_event(
+    kind: EventKind,
+    payload: Mapping[str, Any],
+    *,
+    node: str | None = None,
+    task_id: str | None = None,
+    call_id: str | None = None,
+) -> EventDraft:
+    """An event that says in which span it happened, where there is one."""
+    trace_id, span_id = trace_ids()
+    return EventDraft(
+        kind=kind, node=node, task_id=task_id, call_id=call_id, trace_id=trace_id, span_id=span_id, payload=payload
+    )
 
 
 def trace_parent() -> str | None:
