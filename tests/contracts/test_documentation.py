@@ -49,6 +49,7 @@ NAMED: dict[str, type[BaseModel]] = {
     "tools": ToolTerms,
     "prices": ModelPrice,
 }
+LINKING = [*ALONE, *(str(path.relative_to(ROOT)) for path in sorted(DOCS.rglob("*.md"))), "benchmarks/README.md"]
 EXAMPLES = [name for name in DOCUMENTS if name not in ALONE and blocks(name, "python")]
 
 
@@ -197,6 +198,20 @@ class TestOperations:
         assert named <= all_settings
 
 
+class TestLinks:
+    """Those to other places in the repository. What is elsewhere is not asked for."""
+
+    @pytest.mark.parametrize("name", LINKING)
+    def test_every_link_leads_to_a_file_and_a_heading_that_are_there(self, name: str):
+        here = ROOT / name
+        for link in re.findall(r"\]\(([^)\s]+)\)", here.read_text(encoding="utf-8")):
+            if not link.startswith(("https:", "http:")):
+                file, _, heading = link.partition("#")
+                there = here.parent / file if file else here
+                assert there.exists(), f"{name}: {link}"
+                assert not heading or heading in anchors(there), f"{name}: {link}"
+
+
 class TestExamples:
     def test_the_readme_example_runs(self, database_urls: DatabaseUrls, tmp_path: Path):
         (example,) = blocks("README.md", "python")
@@ -222,6 +237,12 @@ class TestExamples:
     def test_a_toml_example_is_toml(self, name: str):
         for example in blocks(name, "toml"):
             assert tomllib.loads(example)
+
+
+def anchors(document: Path) -> set[str]:
+    """The names of a document's headings, as a link ends with them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def run_as_given(example: str, urls: DatabaseUrls, folder: Path) -> "subprocess.CompletedProcess[str]":
