@@ -44,17 +44,20 @@ class Limits(BaseModel):
     """The most that may be used. A limit that is left out takes the tenant's default; `None` written out means
     unlimited, and needs the tenant's permission (`Limits.unset` tells the two apart)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     deadline_seconds: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] | None = 300.0
-    """Working time in seconds. The clock stands still while a person is asked."""
+    """Working time; the clock stands still while a person is asked."""
     max_model_calls: Count | None = 50
+    """Calls of models, repairs and retries included."""
     max_tool_calls: Count | None = 50
+    """Calls of tools, retries included."""
     max_tokens: Count | None = 500_000
     """Input and output tokens together."""
     max_cost_usd: Dollars | None = Decimal("1.00")
+    """US dollars. While it is set, a model of unknown price is refused."""
     max_steps: Count | None = 100
-    """Tasks of the graph; one that is run again after an interrupt or a crash is the same step."""
+    """Tasks of the graph; one that is run again is the same step."""
 
     def over(self, defaults: "Limits") -> Self:
         """These limits, with `defaults` wherever nothing was given."""

@@ -23,13 +23,15 @@ class TenantContext(BaseModel):
 class Principal(BaseModel):
     """A person or service that acts: the configured directory says which tenants and roles it has."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     user_id: str = Field(min_length=1)
     tenants: tuple[TenantId, ...] | None = ()
-    """The tenants it may act for. None: any (only a bare name on the embedded database has that)."""
+    """The tenants that it belongs to; elsewhere it sees nothing. None: all (a bare name on the embedded database)."""
     roles: tuple[str, ...] = ()
+    """Seen by policies as its groups, and asked for by tools' `permissions`."""
     data_scopes: tuple[str, ...] = ()
+    """The same, for data that a tool may touch."""
 
     def may_act_for(self, tenant_id: str) -> bool:
         """Whether this principal belongs to the tenant."""
@@ -54,17 +56,17 @@ class RetentionTerms(BaseModel):
 class Tenant(BaseModel):
     """A tenant's terms, from the configuration."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     tenant_id: TenantId = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     defaults: Limits = Limits()
-    """Limits of a run that names none."""
+    """Limits of a run that names none; what is left out here is taken from `limits`."""
     may_be_unlimited: bool = False
-    """Whether a run may write out None for a limit."""
+    """Whether a run may write out `none` for a limit."""
     budget: Limits | None = None
-    """What all the tenant's runs together may use (its deadline and steps are not read); None: no such limit."""
+    """What all the tenant's runs together may use, over its whole life; its deadline and steps are not read."""
     max_queued: int = Field(default=1000, ge=0)
-    """Runs that may wait in the queue."""
+    """Runs that may wait in the queue; a further one is refused and told when to come back."""
     retention: RetentionTerms = RetentionTerms()
     """What is pruned, and when; by default nothing."""
     legal_hold: bool = False

@@ -26,15 +26,18 @@ class Effect(StrEnum):
 class ToolTerms(BaseModel):
     """How a tool is governed. A tool without terms of its own has these defaults: the strictest that work."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     effect: Effect = Effect.EXTERNAL
+    """What it does to the world: `read`, `write`, `external` or `destructive`."""
     idempotent: bool = False
-    """Whether sending it again with the same idempotency key is harmless."""
+    """Whether sending it again with the same key is harmless."""
     timeout_seconds: float = Field(default=30.0, gt=0)
+    """The longest wait for its answer; the deadline may leave less."""
     permissions: tuple[str, ...] = ()
-    """Roles or data scopes the run's principal must have, all of them."""
+    """Roles or data scopes that the run's principal must have, all of them."""
     max_result_bytes: int = Field(default=65_536, gt=0)
+    """The largest result that is recorded."""
 
 
 class AllowedCommand(BaseModel):

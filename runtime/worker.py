@@ -38,7 +38,7 @@ _LINGER_SECONDS = 2.0
 class WorkerTerms:
     """How much a worker takes on and how it lets go."""
 
-    slots: int = 16
+    slots: int = 4
     """Runs at once."""
     lease: LeaseTerms = field(default_factory=LeaseTerms)
     expiry_seconds: float = 5.0
