@@ -1,9 +1,9 @@
 """The same runtime for scripts without a loop: every call waits for its answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from anyio.from_thread import BlockingPortal
 
@@ -11,11 +11,14 @@ from holdfast.contracts.approvals import Approval, DecisionType
 from holdfast.contracts.chain import Verification
 from holdfast.contracts.events import Event
 from holdfast.contracts.limits import Limits
-from holdfast.contracts.runs import Run, RunResult
+from holdfast.contracts.runs import Run, RunResult, RunStatus
 from holdfast.contracts.tenancy import Principal
+from holdfast.runtime.registry import Graph
 from holdfast.runtime.replay import ReplayReport
 from holdfast.runtime.runtime import RunHandle, RunReport, Runtime
 from holdfast.runtime.travel import HistoryEntry
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class BlockingRuntime:
         thread: str | None = None,
         limits: Limits | None = None,
         context: Any = None,
+        run_id: str | None = None,
     ) -> BlockingRun:
         """Admit a run; see `Runtime.start`."""
         start = partial(
@@ -63,6 +67,7 @@ class BlockingRuntime:
             thread=thread,
             limits=limits,
             context=context,
+            run_id=run_id,
         )
         return self._running(self._portal.call(start))
 
@@ -70,9 +75,15 @@ class BlockingRuntime:
         """A run that was admitted, by this process or another; see `Runtime.run`."""
         return self._running(self._portal.call(partial(self._runtime.run, run_id, tenant=tenant)))
 
-    def runs(self, *, tenant: str, thread: str | None = None) -> Sequence[Run]:
+    def runs(
+        self, *, tenant: str, thread: str | None = None, status: RunStatus | str | None = None, limit: int = 100
+    ) -> Sequence[Run]:
         """The tenant's runs, newest first; see `Runtime.runs`."""
-        return self._portal.call(partial(self._runtime.runs, tenant=tenant, thread=thread))
+        return self._portal.call(partial(self._runtime.runs, tenant=tenant, thread=thread, status=status, limit=limit))
+
+    def wait(self, run_id: str, *, tenant: str, timeout: float | None = None) -> RunResult:
+        """Wait until a run rests; see `Runtime.wait`."""
+        return self._portal.call(partial(self._runtime.wait, run_id, tenant=tenant, timeout=timeout))
 
     def show(self, run_id: str, *, tenant: str) -> RunReport:
         """A run with its budget, calls and approvals; see `Runtime.show`."""
@@ -82,13 +93,28 @@ class BlockingRuntime:
         """The run's events after the number `after`; see `Runtime.events`."""
         return self._portal.call(partial(self._runtime.events, run_id, tenant=tenant, after=after, limit=limit))
 
+    def follow(
+        self, run_id: str, *, tenant: str, after: int = 0, until: Literal["end", "rest"] = "end"
+    ) -> Iterator[Event]:
+        """The run's events as they commit, each waited for; see `Runtime.follow`."""
+        return self._one_by_one(self._runtime.follow(run_id, tenant=tenant, after=after, until=until))
+
     def verify_events(self, run_id: str, *, tenant: str) -> Verification:
         """Whether the run's events are those that were written; see `Runtime.verify_events`."""
         return self._portal.call(partial(self._runtime.verify_events, run_id, tenant=tenant))
 
-    def approvals(self, *, tenant: str, thread: str | None = None) -> Sequence[Approval]:
+    def verify_all_events(self, *, tenant: str) -> Iterator[Verification]:
+        """The same for every run of the tenant, one after the other; see `Runtime.verify_all_events`."""
+        return self._one_by_one(self._runtime.verify_all_events(tenant=tenant))
+
+    def approvals(
+        self, *, tenant: str, run_id: str | None = None, thread: str | None = None, pending_only: bool = True
+    ) -> Sequence[Approval]:
         """What the tenant's people are asked, oldest first; see `Runtime.approvals`."""
-        return self._portal.call(partial(self._runtime.approvals, tenant=tenant, thread=thread))
+        wanted = partial(
+            self._runtime.approvals, tenant=tenant, run_id=run_id, thread=thread, pending_only=pending_only
+        )
+        return self._portal.call(wanted)
 
     def decide(
         self,
@@ -153,6 +179,17 @@ class BlockingRuntime:
     def replay(self, run_id: str, *, tenant: str, by: str | Principal) -> ReplayReport:
         """What the graph's code of today does with a run, without touching the world; see `Runtime.replay`."""
         return self._portal.call(partial(self._runtime.replay, run_id, tenant=tenant, by=by))
+
+    def register(self, graph: Any) -> Graph:
+        """Make a graph one that this process's worker can serve; see `Runtime.register`."""
+        return self._portal.call(self._runtime.register, graph)
+
+    def _one_by_one(self, found: AsyncGenerator[T, None]) -> Iterator[T]:
+        try:
+            while (one := self._portal.call(anext, found, None)) is not None:
+                yield one
+        finally:
+            self._portal.call(found.aclose)
 
     def _running(self, handle: RunHandle) -> BlockingRun:
         return BlockingRun(handle, self._portal)

@@ -1,7 +1,7 @@
 """The face of the engine: start a run, wait for it, decide, cancel, look. There is no second path to a run."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -222,7 +222,7 @@ class Runtime:
 
     async def follow(
         self, run_id: str, *, tenant: str, after: int = 0, until: Literal["end", "rest"] = "end"
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """The run's events with a `seq` greater than `after`, as they commit: each once and in order, whatever becomes
         of the connection meanwhile. Ends when the run has ended; with `until="rest"` also when a person must decide.
 
@@ -241,7 +241,7 @@ class Runtime:
         run = await self._get(run_id, tenant)
         return await verified(self.store.events, run.tenant.tenant_id, run.run_id)
 
-    async def verify_all_events(self, *, tenant: str) -> AsyncIterator[Verification]:
+    async def verify_all_events(self, *, tenant: str) -> AsyncGenerator[Verification, None]:
         """The same for every run of the tenant, one after the other. Raises `NotFound` for an unknown tenant."""
         await self.store.tenants.get(TenantId(tenant))
         async for found in verified_all(self.store.events, TenantId(tenant)):
