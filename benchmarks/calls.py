@@ -149,7 +149,7 @@ async def lone_journals(database: Database, number: int) -> AsyncIterator[Sequen
     for database in each:
         database.writer = database._new_writer()  # noqa: SLF001
     try:
-        yield [PostgresJournal(database, SystemIds()) for database in each]
+        yield [PostgresJournal(database) for database in each]
     finally:
         await asyncio.gather(*(database.writer.close() for database in each))
 

@@ -50,7 +50,6 @@ from holdfast.contracts.errors import (
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.ids import ApprovalId, BudgetId, CallId, RunId, TenantId, ThreadId, uuid_text
 from holdfast.contracts.limits import Usage
-from holdfast.contracts.ports import Ids
 from holdfast.contracts.runs import Owner
 from holdfast.contracts.tools import Effect
 from holdfast.policies.refusal import grant_refusal
@@ -75,7 +74,7 @@ class _Open:
 class PostgresJournal:
     """`contracts.ports.Journal` on Postgres."""
 
-    def __init__(self, database: Database, ids: Ids) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._writer = database.writer
         self._open: OrderedDict[CallId, _Open] = OrderedDict()

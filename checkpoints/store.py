@@ -21,7 +21,7 @@ class PostgresStore:
         self._database = database
         self.runs = PostgresRuns(database, ids)
         self.leases = PostgresLeases(database)
-        self.journal = PostgresJournal(database, ids)
+        self.journal = PostgresJournal(database)
         self.ledger = PostgresLedger(database, ids)
         self.events = PostgresEvents(database)
         self.approvals = PostgresApprovals(database, ids)

@@ -6,10 +6,10 @@ from base64 import b64decode
 from holdfast.checkpoints.vault import Encryption, Keyring
 from holdfast.contracts.errors import ConfigurationError
 from holdfast.runtime.entropy import unguessable
-from holdfast.server.settings import EncryptionTerms
+from holdfast.server.settings import EncryptionSettings
 
 
-def encryption(terms: EncryptionTerms) -> Encryption | None:
+def encryption(terms: EncryptionSettings) -> Encryption | None:
     """What is stored is encrypted with; None: nothing. Raises `ConfigurationError`, which quotes no key."""
     if not terms.keys:
         if terms.key_id is not None:

@@ -50,7 +50,7 @@ class ModelPrice(BaseModel):
     """Dollars for a million output tokens."""
 
 
-class WorkerTerms(BaseModel):
+class WorkerSettings(BaseModel):
     """How a worker works."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -73,7 +73,7 @@ class WorkerTerms(BaseModel):
     """How often what the tenants' terms let go of is pruned (`tenants`, `retention`)."""
 
 
-class TelemetryTerms(BaseModel):
+class TelemetrySettings(BaseModel):
     """What is told to the outside, and for how long anything may wait for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -90,7 +90,7 @@ class TelemetryTerms(BaseModel):
     """The least important lines that are shown."""
 
 
-class EncryptionTerms(BaseModel):
+class EncryptionSettings(BaseModel):
     """The keys that what is stored is encrypted with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -160,11 +160,11 @@ class Settings(BaseSettings):
     """Terms of tools by name, over what their authors declared."""
     policy_files: tuple[Path, ...] = ()
     """Cedar policies, besides the ones that come with holdfast."""
-    worker: WorkerTerms = WorkerTerms()
+    worker: WorkerSettings = WorkerSettings()
     """How a worker works."""
-    encryption: EncryptionTerms = EncryptionTerms()
+    encryption: EncryptionSettings = EncryptionSettings()
     """Encryption of what is stored, which is off until there is a key."""
-    telemetry: TelemetryTerms = TelemetryTerms()
+    telemetry: TelemetrySettings = TelemetrySettings()
     """Spans and logs. Where spans go is OpenTelemetry's own setting (`OTEL_EXPORTER_OTLP_ENDPOINT`)."""
     max_input_bytes: int = Field(default=1_048_576, gt=0)
     """The largest input of a run, in bytes."""

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from holdfast.server.exporting import Outlets, Pipe, within
-from holdfast.server.settings import TelemetryTerms
+from holdfast.server.settings import TelemetrySettings
 from holdfast.telemetry.drops import contained
 from holdfast.telemetry.spans import capture_content
 
@@ -31,7 +31,7 @@ class _Installed:
 
 
 @contextmanager
-def telemetry(terms: TelemetryTerms, *, exporters: Sequence[SpanExporter] | None = None) -> Iterator[None]:
+def telemetry(terms: TelemetrySettings, *, exporters: Sequence[SpanExporter] | None = None) -> Iterator[None]:
     """Telemetry for the block; when it ends, what is queued is handed over within `terms.shutdown_seconds`.
 
     Spans go to `exporters`; when none are given, over OTLP to where the standard variables say
@@ -94,7 +94,7 @@ def _resource() -> Resource:
     return Resource.create({} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: "holdfast"})
 
 
-def _log_to_stderr(terms: TelemetryTerms) -> None:
+def _log_to_stderr(terms: TelemetrySettings) -> None:
     """Show our log lines on standard error, unless the program has made arrangements of its own."""
     # An endpoint that is away would fill the screen with each retry; what is lost is counted (`telemetry.drops`).
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
@@ -108,7 +108,7 @@ def _log_to_stderr(terms: TelemetryTerms) -> None:
     ours.propagate = False
 
 
-def formatter(terms: TelemetryTerms) -> logging.Formatter:
+def formatter(terms: TelemetrySettings) -> logging.Formatter:
     """How a log line of ours looks."""
     looks: list[structlog.typing.Processor]
     if terms.log_format == "json":

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from typing_extensions import TypedDict
 
 from holdfast import RunContext, RunStatus, Specialist, govern
-from holdfast.server.settings import TelemetryTerms
+from holdfast.server.settings import TelemetrySettings
 from holdfast.server.telemetry import telemetry
 from holdfast.testing.scripted import scripted_by_message
 
@@ -35,7 +35,7 @@ def desk(model: str) -> Any:
 
 async def test_a_call_is_seen_as_its_agents_and_from_its_checkpoint_and_events_as_their_spans(office: Office) -> None:
     exporter = InMemorySpanExporter()
-    with scripted_by_message("seen", {"": "done"}) as script, telemetry(TelemetryTerms(), exporters=[exporter]):
+    with scripted_by_message("seen", {"": "done"}) as script, telemetry(TelemetrySettings(), exporters=[exporter]):
         async with office.open() as runtime:
             run = await runtime.start(desk(script.model), {"said": ""}, tenant="acme")
             assert (await run.result(IN_TIME)).status is RunStatus.COMPLETED

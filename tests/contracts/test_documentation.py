@@ -31,16 +31,16 @@ from holdfast.contracts.tools import ToolTerms
 from holdfast.policies.permissions import CedarPolicy, default_text
 from holdfast.server.cli import app
 from holdfast.server.exits import Exit
-from holdfast.server.settings import PREFIX, EncryptionTerms, ModelPrice, Settings, TelemetryTerms, WorkerTerms
+from holdfast.server.settings import PREFIX, EncryptionSettings, ModelPrice, Settings, TelemetrySettings, WorkerSettings
 from holdfast.telemetry import names
 
 ALONE = [name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md") if (ROOT / name).exists()]
 DOCUMENTS = [*ALONE, *sorted(path.name for path in DOCS.glob("*.md"))]
 GROUPS: dict[str, type[BaseModel]] = {
     "limits": Limits,
-    "worker": WorkerTerms,
-    "encryption": EncryptionTerms,
-    "telemetry": TelemetryTerms,
+    "worker": WorkerSettings,
+    "encryption": EncryptionSettings,
+    "telemetry": TelemetrySettings,
 }
 NAMED: dict[str, type[BaseModel]] = {
     "tenants": Tenant,

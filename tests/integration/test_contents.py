@@ -53,7 +53,7 @@ async def ended(house: House, status: RunStatus = RunStatus.FAILED, *, thread: s
         house.request(thread_key=thread, input=b"input weasel", context={"setting": "context heron"})
     )
     claim = await house.claim_one()
-    journal = PostgresJournal(house.database, SystemIds())
+    journal = PostgresJournal(house.database)
     await journal.open(claim.owner, call := intent(claim.owner, args={"said": "request badger"}), event=INTENDED)
     await journal.close(claim.owner, outcome(call.call_id, response={"said": "response magpie"}), event=RETURNED)
     question: dict[str, Any] = {"args": {"order": "args stoat"}, "payload": None, "identity_key": call.identity.key}

@@ -21,7 +21,7 @@ from holdfast.contracts.errors import BudgetExceeded, ErrorType
 from holdfast.contracts.models import ModelResponse
 from holdfast.contracts.scope import Scope
 from holdfast.contracts.tools import ToolResult
-from holdfast.server.settings import TelemetryTerms
+from holdfast.server.settings import TelemetrySettings
 from holdfast.server.telemetry import formatter, telemetry
 from holdfast.telemetry.drops import drops
 from holdfast.telemetry.logs import logger, run_logs
@@ -62,7 +62,7 @@ async def scope() -> Scope:
 @contextmanager
 def watching(**terms: object) -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
-    with telemetry(TelemetryTerms(**terms), exporters=[exporter]):  # type: ignore[arg-type]
+    with telemetry(TelemetrySettings(**terms), exporters=[exporter]):  # type: ignore[arg-type]
         yield exporter
 
 
@@ -216,7 +216,7 @@ class Raising(SpanExporter):
 
 async def test_an_exporter_that_raises_costs_its_spans_and_nothing_else(scope: Scope) -> None:
     before = drops.by_reason().get("span export failed", 0)
-    with telemetry(TelemetryTerms(), exporters=[Raising()]):
+    with telemetry(TelemetrySettings(), exporters=[Raising()]):
         for _ in range(3):
             with run_span(scope.run, graph_name="g", attempt=1):
                 pass
@@ -242,7 +242,7 @@ class Blocked(SpanExporter):
 async def test_an_exporter_that_blocks_forever_delays_neither_a_run_nor_the_end_of_the_process(scope: Scope) -> None:
     exporter, before = Blocked(), drops.by_reason()
     started = time.monotonic()
-    with telemetry(TelemetryTerms(max_queued_spans=4, shutdown_seconds=0.1), exporters=[exporter]):
+    with telemetry(TelemetrySettings(max_queued_spans=4, shutdown_seconds=0.1), exporters=[exporter]):
         with run_span(scope.run, graph_name="g", attempt=1):
             pass
         assert exporter.entered.wait(BOUND_SECONDS)
@@ -260,7 +260,7 @@ async def test_an_exporter_that_blocks_forever_delays_neither_a_run_nor_the_end_
 
 async def test_the_bound_holds_for_all_exporters_together() -> None:
     exporters, started = [Blocked(), Blocked(), Blocked()], time.monotonic()
-    with telemetry(TelemetryTerms(shutdown_seconds=1.0), exporters=exporters):
+    with telemetry(TelemetrySettings(shutdown_seconds=1.0), exporters=exporters):
         pass
     took = time.monotonic() - started
     for exporter in exporters:
@@ -274,7 +274,7 @@ async def test_an_endpoint_that_nobody_answers_at_loses_spans_within_the_bound(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     before, started = drops.total(), time.monotonic()
-    with telemetry(TelemetryTerms(shutdown_seconds=0.2)), run_span(scope.run, graph_name="g", attempt=1):
+    with telemetry(TelemetrySettings(shutdown_seconds=0.2)), run_span(scope.run, graph_name="g", attempt=1):
         pass
     assert time.monotonic() - started < BOUND_SECONDS
     assert drops.total() == before + 1
@@ -284,7 +284,7 @@ async def test_log_lines_say_which_run_thread_tenant_and_span_they_are_about(
     scope: Scope, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="holdfast")
-    caplog.handler.setFormatter(formatter(TelemetryTerms(log_format="json")))
+    caplog.handler.setFormatter(formatter(TelemetrySettings(log_format="json")))
     with watching(log_level="info"), run_logs(scope.run), run_span(scope.run, graph_name="g", attempt=1):
         logger("holdfast.tested").info("claimed", worker="w-1")
         ids = trace_ids()
@@ -302,11 +302,11 @@ async def test_log_lines_say_which_run_thread_tenant_and_span_they_are_about(
 THEIR_OWN = """
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from holdfast.server.settings import TelemetryTerms
+from holdfast.server.settings import TelemetrySettings
 from holdfast.server.telemetry import telemetry
 theirs = TracerProvider()
 trace.set_tracer_provider(theirs)
-with telemetry(TelemetryTerms()):
+with telemetry(TelemetrySettings()):
     assert trace.get_tracer_provider() is theirs
 """
 
