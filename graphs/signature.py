@@ -74,17 +74,17 @@ _NAMED = _BUILTIN | {types.FunctionType, types.ModuleType}
 _NAMES = ("__qualname__", "__name__", "_name")
 
 
-def signature(graph: Compiled, tools: Iterable[Any], *, body_of: Callable[[Any], Any]) -> str:
-    """The version of a graph that calls `tools` by name. It is the same in every process, on every machine, wherever
-    the project stands; it begins with `MARK`, so that no range of version numbers holds it.
+def signature(
+    graph: Compiled, tools: Iterable[Any], types: Iterable[type] = (), *, body_of: Callable[[Any], Any]
+) -> str:
+    """The version of a graph that calls `tools` by name and may hold `types` in its state. It is the same in every
+    process, on every machine, wherever the project stands; it begins with `MARK`, so that no range of version numbers
+    holds it.
 
     `body_of` gives a node's body as it was written, whoever wraps it. Raises `InvalidRequest` for values without end.
     """
-    given = list(tools)
-    reader = _Reader(Project(_modules_of(graph, given, body_of)), body_of)
+    reader = Reader(graph, tools, types, body_of=body_of)
     try:
-        reader.refer(graph)
-        reader.read(given)
         return f"{MARK}{reader.result()[:16]}"
     except RecursionError as error:
         raise InvalidRequest(
@@ -92,23 +92,36 @@ def signature(graph: Compiled, tools: Iterable[Any], *, body_of: Callable[[Any],
         ) from error
 
 
-class _Reader:
-    """Reads values into one digest. Functions, classes, graphs and objects are numbered when they are met and read in
-    turn, so that neither cycles nor long chains matter."""
+class Reader:
+    """Reads a graph, its tools and its types into one digest. Functions, classes, graphs and objects are numbered
+    when they are met and read in turn, so that neither cycles nor long chains matter."""
 
-    def __init__(self, project: Project, body_of: Callable[[Any], Any]) -> None:
-        self._project = project
+    def __init__(
+        self,
+        graph: Compiled,
+        tools: Iterable[Any],
+        types: Iterable[type] = (),
+        *,
+        body_of: Callable[[Any], Any],
+        sources: type[Sources] = Sources,
+    ) -> None:
+        given = list(tools)
+        self.project = Project(_modules_of(graph, given, body_of))  # types may well be others'
+        self._first = (graph, [*given, *types])
         self._body_of = body_of
-        self._sources = Sources()
+        self._sources = sources()
         self._said = sha256()
         self._numbers: dict[int, int] = {}
-        self._kept: list[Any] = []  # so that no id is used again meanwhile
+        self.met: list[Any] = []  # so that no id is used again meanwhile
         self._waiting: deque[Any] = deque()
         self._modules: set[str] = set()
         self._open: set[int] = set()
 
     def result(self) -> str:
-        """The digest, once everything that was met has been read."""
+        """The digest of everything that is met."""
+        graph, given = self._first
+        self.refer(graph)
+        self.read(given)
         while self._waiting:
             self._describe(self._waiting.popleft())
         return self._said.hexdigest()
@@ -122,7 +135,7 @@ class _Reader:
         """Say which thing this is, and have it read once."""
         if id(thing) not in self._numbers:
             self._numbers[id(thing)] = len(self._numbers)
-            self._kept.append(thing)
+            self.met.append(thing)
             self._waiting.append(thing)
         self.say("thing", str(self._numbers[id(thing)]))
 
@@ -166,7 +179,7 @@ class _Reader:
             return
         self._open.add(id(value))
         kind = type(value)
-        self.refer(kind) if self._project.owns(kind.__module__) else self.say(_others_name_of(kind))
+        self.refer(kind) if self.project.owns(kind.__module__) else self.say(_others_name_of(kind))
         if issubclass(kind, (dict, types.MappingProxyType)):
             self._pairs((_label(key), key, item) for key, item in _items_of(value))
         elif issubclass(kind, (set, frozenset)):
@@ -198,7 +211,7 @@ class _Reader:
         if not isinstance(value, str):
             return hex(value) if type(value) is int else repr(value)  # no integer is too long for hex
         text = value
-        for folder in self._project.folders:
+        for folder in self.project.folders:
             text = text.replace(folder, "<project>")
         return text
 
@@ -226,7 +239,7 @@ class _Reader:
         code, module = function.__code__, function.__globals__
         name = str(module.get("__name__", ""))
         cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
-        if not self._project.owns(name):
+        if not self.project.owns(name):
             # Its code is others' affair, what it was given is not.
             self.say("function", f"{name.partition('.')[0]}.{code.co_qualname}")
         else:
@@ -252,7 +265,7 @@ class _Reader:
                 self.say(name)
                 if type(value) is not types.ModuleType:
                     self.read(value)
-                elif not self._project.owns(value.__name__):
+                elif not self.project.owns(value.__name__):
                     self.say("module", value.__name__)
                 elif id(value) not in seen:
                     seen.add(id(value))
@@ -260,7 +273,7 @@ class _Reader:
 
     def _import(self, module: str) -> None:
         """A module that a function imports when it runs counts whole, since it may not be there yet."""
-        if module not in self._modules and (spec := self._project.found(module)) is not None:
+        if module not in self._modules and (spec := self.project.found(module)) is not None:
             self._modules.add(module)
             self.refer(spec)
 
@@ -271,7 +284,7 @@ class _Reader:
             self._import(imported)
 
     def _class(self, cls: type) -> None:
-        own = self._project.owns(cls.__module__)
+        own = self.project.owns(cls.__module__)
         self.say("class", _name_of(cls) if own else _others_name_of(cls))
         if not own and not _is_made_up(cls):
             return
@@ -301,7 +314,7 @@ class _Reader:
         function = member.__func__ if type(member) in {classmethod, staticmethod} else member
         return (
             type(function) is types.FunctionType
-            and self._project.owns(str(function.__globals__.get("__name__", "")))
+            and self.project.owns(str(function.__globals__.get("__name__", "")))
             and not is_generated(function.__code__)
         )
 
@@ -317,7 +330,7 @@ class _Reader:
         """What an object holds that is its author's word, and the same everywhere."""
         held = _held(thing)
         names: Iterable[str] = ()
-        if self._project.owns(kind.__module__):
+        if self.project.owns(kind.__module__):
             # What the framework's base class keeps for itself, callbacks for one, is not.
             names = held.keys() - BaseChatModel.model_fields.keys() if issubclass(kind, _MODELS) else held
         elif issubclass(kind, _MODELS):
