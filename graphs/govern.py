@@ -7,7 +7,7 @@ we come in: each node's body is exchanged for one that asks our middleware first
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableBindingBase
@@ -25,6 +25,7 @@ from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.toolset import Tool, Toolset
 from holdfast.graphs.governed import Governance, GovernedGraph
 from holdfast.graphs.signature import signature
+from holdfast.graphs.stored import require_data, stored_types
 from holdfast.nodes.bridge import in_thread, on_loop
 from holdfast.nodes.langchain import carry_langchain
 from holdfast.nodes.middleware import around
@@ -46,6 +47,7 @@ def govern(
     policies: Sequence[str] = (),
     default_model: str | None = None,
     autonomy: Autonomy | None = None,
+    types: Sequence[type] = (),
 ) -> G:
     """Put a compiled graph under our terms, in place, and return it: the same object, of a subclass of its class.
 
@@ -54,9 +56,10 @@ def govern(
     out, they are the graph's own name and a digest of its topology, its schemas and its code. `compatible` says whose
     runs this code goes on with besides those of its own version: `"same"` (nobody's), a range of version numbers
     (`">=2.0,<3"`, PEP 440), a version by name, or a list of these. `tools` are LangChain tools and plain functions that
-    the graph may call by name; `policies` are texts of Cedar rules that hold for it beside the configuration's.
-    LangChain models and tools of the graph's own are carried through the doors as they are. Raises `InvalidRequest`
-    for what is not a compiled graph, or caches its nodes, and for a range that is none.
+    the graph may call by name; `policies` are texts of Cedar rules that hold for it beside the configuration's. `types`
+    are classes of data that may be in its state besides those that its schemas and its own code name. LangChain models
+    and tools of the graph's own are carried through the doors as they are. Raises `InvalidRequest` for what is not a
+    compiled graph, or caches its nodes, for a range that is none, and for types of which nothing can be made again.
     """
     if isinstance(graph, StateGraph):
         raise InvalidRequest("govern() takes a compiled graph: write govern(builder.compile(), …)")
@@ -67,15 +70,20 @@ def govern(
         _require_uncached(each)
     carry_langchain()
     toolset = _toolset(graph, tools)
-    versioned = _versioned(graph, version, toolset)
+    given = _Given([toolset[name].source or toolset[name] for name in sorted(toolset)], _types(graph, types))
+    # Both are worked out when they are first asked for: by then the modules that the functions stand in are whole.
+    versioned = _versioned(graph, version, given)
+    stored = cache(lambda: stored_types(graph, given.tools, given.types, body_of=_inner))
     for each in graphs_of(graph):
         _rewrite(each)
         if not isinstance(each, GovernedGraph):
-            own = Governance(name=each.name, versioned=versioned, toolset=Toolset())
+            own = Governance(name=each.name, versioned=versioned, stored=stored, toolset=Toolset())
             _adopt(each, own)
     terms = Governance(
         name=name or graph.name,
         versioned=versioned,
+        stored=stored,
+        types=given.types,
         compatible=compatibility,
         toolset=toolset,
         policies=tuple(policies),
@@ -87,13 +95,18 @@ def govern(
     return graph
 
 
-def _versioned(graph: Compiled, version: str | None, toolset: Toolset) -> Callable[[], str]:
-    """The version that runs are pinned to: the one given, or the graph's signature, worked out when it is first asked
-    for. By then the modules that its functions stand in are whole."""
+class _Given(NamedTuple):
+    """What a graph is read with."""
+
+    tools: Sequence[Any]
+    types: tuple[type, ...]
+
+
+def _versioned(graph: Compiled, version: str | None, given: _Given) -> Callable[[], str]:
+    """The version that runs are pinned to: the one given, or the graph's signature."""
     if version is not None:
         return lambda: version
-    tools = [toolset[name].source or toolset[name] for name in sorted(toolset)]
-    return cache(lambda: signature(graph, tools, body_of=_inner))
+    return cache(lambda: signature(graph, given.tools, given.types, body_of=_inner))
 
 
 def _require_uncached(graph: Compiled) -> None:
@@ -174,6 +187,14 @@ def _toolset(graph: Compiled, tools: Sequence[Any]) -> Toolset:
         below = each.governance.toolset if isinstance(each, GovernedGraph) and each is not graph else Toolset()
         entries = {**below, **_of_tool_nodes(each), **entries}
     return Toolset(entries.values())
+
+
+def _types(graph: Compiled, types: Sequence[type]) -> tuple[type, ...]:
+    """The types given, and those that the governed graphs below were given: one saver reads for all of them."""
+    for cls in types:
+        require_data(cls)
+    below = [each.governance for each in graphs_of(graph) if isinstance(each, GovernedGraph) and each is not graph]
+    return tuple(dict.fromkeys([*types, *(cls for own in below for cls in own.types)]))
 
 
 def _of_tool_nodes(graph: Compiled) -> dict[str, Tool]:

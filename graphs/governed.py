@@ -21,6 +21,7 @@ from holdfast.contracts.runs import RunStatus
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.contracts.workers import ServedGraph
 from holdfast.gateway.toolset import Toolset
+from holdfast.graphs.stored import StoredTypes
 from holdfast.nodes.bridge import iterate_on_loop
 from holdfast.nodes.context import RunContext
 from holdfast.nodes.hosting import AttachedHost, AttachedOutcome, AttachedRequest, host_here
@@ -35,9 +36,12 @@ class Governance:
 
     name: str
     versioned: Callable[[], str] = field(repr=False)
+    stored: Callable[[], StoredTypes] = field(repr=False)
     compatible: Compatibility = field(default_factory=Compatibility)
     """Which other versions' runs the graph goes on with."""
     toolset: Toolset = field(repr=False)
+    types: tuple[type, ...] = field(default=(), repr=False)
+    """Classes of data that the graph's state may hold whether or not its code names them."""
     policies: tuple[str, ...] = ()
     """Cedar policies of the graph's own, beside the configuration's."""
     default_model: str | None = None
@@ -49,6 +53,11 @@ class Governance:
     def version(self) -> str:
         """What the graph's runs are pinned to."""
         return self.versioned()
+
+    @cached_property
+    def stored_types(self) -> StoredTypes:
+        """The classes that the graph's state may hold besides those that its schemas declare."""
+        return self.stored()
 
     @property
     def served(self) -> ServedGraph:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anyio.from_thread import start_blocking_portal
+from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from holdfast.checkpoints.database import Database
 from holdfast.checkpoints.embedded import embedded_server
@@ -20,6 +21,7 @@ from holdfast.checkpoints.store import PostgresStore
 from holdfast.contracts.errors import ConfigurationError, HoldfastError, NotFound
 from holdfast.contracts.ids import TenantId
 from holdfast.contracts.ports import Store
+from holdfast.contracts.runs import Owner
 from holdfast.contracts.tenancy import Principal
 from holdfast.contracts.verdicts import Autonomy
 from holdfast.gateway.models import ModelGateway
@@ -221,7 +223,11 @@ def _attached_tenant(settings: Settings) -> TenantId | None:
 
 
 def _saver_for(database: Database) -> SaverFor:
-    return lambda owner, graph: saver_for(database, owner).with_allowlist(declared_types(graph))
+    def saver(owner: Owner, graph: Graph) -> BaseCheckpointSaver[Any]:
+        governance: Any = graph.governance  # type: ignore[attr-defined]  # the registry admits governed graphs only
+        return saver_for(database, owner).with_allowlist(declared_types(graph) | governance.stored_types)
+
+    return saver
 
 
 def _project_graphs() -> Iterator[Graph]:

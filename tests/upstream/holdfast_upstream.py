@@ -202,16 +202,19 @@ async def _host(desk: Desk) -> Attachments:
 
 
 def _as_we_compile(compile_graph: Any) -> Any:
-    """As the engine takes a graph: its saver may read what it declares, and it is governed where that is wanted."""
+    """As the engine takes a graph: its saver may read what it declares, and it is governed where that is wanted, with
+    what its code names besides."""
 
     @functools.wraps(compile_graph)
     def compiled(self: Any, *args: Any, **options: Any) -> Any:
         graph = compile_graph(self, *args, **options)
+        types = declared_types(graph)
+        if MODE == "governed" and not _caches(graph):  # a governed graph may not cache its nodes
+            govern(graph, version="upstream")  # every test makes graphs of its own, and signatures take time
+            types |= graph.governance.stored_types
         if isinstance(graph.checkpointer, FencedSaver):
-            graph.checkpointer = graph.checkpointer.with_allowlist(declared_types(graph))
-        if MODE != "governed" or _caches(graph):  # a governed graph may not cache its nodes
-            return graph
-        return govern(graph, version="upstream")  # every test makes graphs of its own, and signatures take time
+            graph.checkpointer = graph.checkpointer.with_allowlist(types)
+        return graph
 
     return compiled
 
