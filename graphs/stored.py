@@ -11,7 +11,7 @@ import inspect
 import sys
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from decimal import Decimal
 from enum import Enum
 from types import FunctionType
@@ -38,6 +38,8 @@ _INERT = frozenset(
 """The packages whose classes do nothing when they are made, so that data may inherit from them."""
 _MADE = frozenset({"model", "dataclass"})
 """What Pydantic's schemas call classes of which it makes one."""
+_IMPORTING = frozenset({"pydantic._internal._validators.import_string"})
+"""What Pydantic calls for an `ImportString`: a stored name would be imported."""
 
 
 def stored_types(
@@ -73,7 +75,10 @@ class _Collector(Reader):
         """Whether neither a class nor what is made with it acts: nothing in them is an installed package's but what is
         read of everybody's: messages, documents."""
         schema = _schema_of(cls)
-        return schema is not None and all(made in declared or self._is_data(made) for made in (cls, *_made_by(schema)))
+        if schema is None:
+            return False
+        made, called = _made_by(schema)
+        return not called & _IMPORTING and all(each in declared or self._is_data(each) for each in {cls, *made})
 
     def _is_data(self, cls: type) -> bool:
         read_anyway = {kind for base in cls.__mro__ if _name_of(base) in SAFE_MSGPACK_TYPES for kind in base.__mro__}
@@ -144,8 +149,10 @@ def _schema_of(cls: type) -> Mapping[str, Any] | None:
     return schema if isinstance(schema, dict) else None
 
 
-def _made_by(schema: Mapping[str, Any]) -> Iterator[type]:
-    """The classes that Pydantic makes of what it is given for fields."""
+def _made_by(schema: Mapping[str, Any]) -> tuple[Set[type], Set[str]]:
+    """The classes that Pydantic makes of what it is given for fields, and the functions that it calls with it."""
+    made: set[type] = set()
+    called: set[str] = set()
     waiting: list[Any] = [schema]
     seen: set[int] = set()
     while waiting:
@@ -154,12 +161,15 @@ def _made_by(schema: Mapping[str, Any]) -> Iterator[type]:
             continue
         seen.add(id(part))
         if isinstance(part, dict):
-            kind, cls = part.get("type"), part.get("cls")
+            kind, cls, function = part.get("type"), part.get("cls"), part.get("function")
             if isinstance(kind, str) and kind in _MADE and isinstance(cls, type):
-                yield cls
+                made.add(cls)
+            if callable(function):
+                called.add(".".join(getattr(function, name, "") for name in ("__module__", "__qualname__")))
             waiting += part.values()
         elif isinstance(part, (list, tuple)):
             waiting += part
+    return made, called
 
 
 def _is_found(cls: type) -> bool:

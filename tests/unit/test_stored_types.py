@@ -20,7 +20,7 @@ from langchain_core.tools import tool
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import START, StateGraph
 from packaging.version import Version
-from pydantic import BaseModel
+from pydantic import BaseModel, ImportString
 from pydantic.v1 import BaseModel as OldModel
 from pydantic_settings import BaseSettings
 from typing_extensions import TypedDict
@@ -109,6 +109,10 @@ class OurDesk(BaseModel):
 
 class OurDesks(BaseModel):
     desks: dict[str, list[OurDesk | None]]
+
+
+class OurImport(BaseModel):
+    what: ImportString[Any] | None = None
 
 
 class Cited(BaseModel):
@@ -228,7 +232,7 @@ def test_data_of_a_graph_that_a_node_calls_is_found():
     assert names(graph_of(node)) == {"Answer"}
 
 
-OURS = [OurModel, OurParser, OurSettings, OurDesk, OurDesks, EarlyDesk, Client, Outer.Machine]
+OURS = [OurModel, OurParser, OurSettings, OurImport, OurDesk, OurDesks, EarlyDesk, Client, Outer.Machine]
 OTHERS = [FakeListChatModel, StringPromptValue, Version]
 
 
