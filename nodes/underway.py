@@ -42,10 +42,11 @@ class Underway:
             self._leave(token)
 
     async def others(self) -> None:
-        """Wait for the calls beside this one. It has ended for them: two that wait for each other both go on."""
+        """Wait for the calls beside this one. It has ended for them, and so have those that it is made inside of: two
+        that wait for each other both go on."""
         above = _within.get()
-        if above:
-            self._leave(above[-1])
+        for token in above:
+            self._leave(token)
         while self._calls - set(above):
             self._left.clear()
             await self._left.wait()

@@ -315,3 +315,31 @@ async def test_answers_that_tools_bodies_have_used_are_not_those_of_the_next_que
         ]
     assert sorted(till.paid) == ["colour", "shape", "weight"]
     assert sorted(asked) == ["and?", "colour", "colour?", "shape", "shape?", "size?", "weight", "weight?"]
+
+
+async def test_calls_that_ask_inside_of_calls_side_by_side_do_not_wait_for_each_other():
+    till = Till()
+
+    @tool(effect="write", idempotent=True, timeout_seconds=5.0)
+    async def buy(order: str) -> str:
+        """Pay for what was ordered, and for its parcel beside it."""
+        paid = [current().tools.call("pay", {"order": f"{order}{what}"}) for what in ("", "'s parcel")]
+        return ", ".join([result.output["paid"] for result in await asyncio.gather(*paid)])
+
+    async def node(state: State, runtime: Runtime[RunContext]) -> dict:
+        bought = await asyncio.gather(*(runtime.context.tools.call("buy", {"order": order}) for order in "AB"))
+        return {"log": [result.text for result in bought]}
+
+    till.tools.append(buy)
+    attempt = await Desk().start(till.graph(node), {"x": "1"})
+    while questions := await attempt.inbox():
+        with raising(attempt):
+            assert [call.sends for call in await attempt.calls() if call.identity.name == "buy"] != []
+        await attempt.rest()
+        for question in questions:
+            await attempt.decide(question, "approve")
+        attempt = await attempt.resume()
+    with raising(attempt):
+        assert attempt.output["log"] == ["A, A's parcel", "B, B's parcel"]
+    assert sorted(till.paid) == ["A", "A's parcel", "B", "B's parcel"]
+    assert [event for event in await attempt.events() if event.kind == EventKind.TOOL_RETRIED] == []
