@@ -103,11 +103,28 @@ def standing_apart(branch: str, again: bool = False) -> Iterator[None]:
     if again:
         own[_RESUMING] = True
     if (call := conf.get(_CALL)) is not None:  # it counts with its task's scratchpad, not with the config's
-        task = call.args[0]()
+        task = _calling(call).args[0]()
         task = replace(task, config={**task.config, "configurable": {**task.config["configurable"], **own}})
-        own[_CALL] = partial(call.func, ref(task), *call.args[1:], **call.keywords)
+        own[_CALL] = _called_by(task, call)
     with standing_at({**here, "configurable": {**conf, **own}}):
         yield
+
+
+def _called_by(task: Any, call: Any) -> Any:
+    """The way to `@task`s as it is for that task."""
+    real = _calling(call)
+    own = partial(real.func, ref(task), *real.args[1:], **real.keywords)
+    if call is real:
+        return own
+    [guard] = [cell.cell_contents for cell in call.__closure__ if cell.cell_contents is not real]
+    return guard._guard_call(own)  # noqa: SLF001  # as LangGraph has it for a timed node
+
+
+def _calling(call: Any) -> Any:
+    """The way to `@task`s itself. A timed node's is a closure over the real one."""
+    if isinstance(call, partial):
+        return call
+    return next(cell.cell_contents for cell in call.__closure__ if isinstance(cell.cell_contents, partial))
 
 
 def task_id_of(config: RunnableConfig) -> str:

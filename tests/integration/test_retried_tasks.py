@@ -268,6 +268,32 @@ async def test_what_a_tools_body_did_is_not_done_again_when_its_call_is_sent_aga
     assert sends == {("tool", "pay"): 1, ("tool", "buy"): 2, ("model", "scripted:governing_script:answer"): 1}
 
 
+async def test_tools_and_specialists_of_a_node_with_a_timeout_may_call_graphs_and_tasks(desk: Desk):
+    shop, fail = Shop(), failing_once()
+
+    @task
+    async def paying(order: str) -> str:
+        return (await current().tools.call("pay", {"order": order})).output["paid"]  # type: ignore[no-any-return]
+
+    @tool(effect="write", idempotent=True)
+    async def buy(order: str) -> str:
+        """Have somebody pay for an order."""
+        paid = await paying(order)
+        fail()
+        return paid
+
+    async def node(state: Told) -> Told:
+        bought = (await current().tools.call("buy", {"order": "A"})).text
+        [outcome] = await current().fan_out([Specialist("one", lambda: paying("B"), budget_share=0.5)], limit=1)
+        return {"log": [bought, outcome.value, await paying("C")]}
+
+    builder = StateGraph(Told).add_node("node", node, timeout=5.0).add_edge(START, "node")
+    attempt = await desk.start(govern(builder.compile(), name="shop", tools=[shop.pay, buy]), {"order": "A"})
+    with raising(attempt):
+        assert attempt.output["log"] == ["A", "B", "C"]
+    assert shop.paid == ["A", "B", "C"]
+
+
 async def test_what_a_tools_body_leaves_behind_is_refused_once_the_tool_has_answered(desk: Desk):
     shop, left = Shop(), []
 
