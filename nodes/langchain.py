@@ -25,6 +25,7 @@ from holdfast.nodes.bridge import in_thread, on_loop
 from holdfast.nodes.carried_models import as_chunk, carried_model
 from holdfast.nodes.carried_tools import carried_tool
 from holdfast.nodes.inside import is_asking_model, is_performing, performing
+from holdfast.nodes.place import counting_here
 from holdfast.nodes.retries import carry_retries
 from holdfast.nodes.session import session_of
 from holdfast.nodes.threads import carry_threads
@@ -59,6 +60,12 @@ def carry_langchain() -> None:
         watched = functools.wraps(original)(watch(original))
         setattr(watched, _MARK, original)
         setattr(owner, name, watched)
+
+
+def _standing_here(options: dict[str, Any]) -> dict[str, Any]:
+    """A tool's options with the config that its body is to stand in: it was made before the executor had it act."""
+    config = options.get("config")
+    return options if config is None else {**options, "config": counting_here(config)}
 
 
 def _carries() -> bool:
@@ -169,7 +176,7 @@ def _use(original: Callable[..., Any]) -> Callable[..., Any]:
                 return await original(self, tool_input, *args, **options)
 
         async def act(given: Any) -> Any:
-            return await original(self, given, *args, **options)
+            return await original(self, given, *args, **_standing_here(options))
 
         return await carried_tool(self, tool_input, options.get("tool_call_id"), act)
 
@@ -185,7 +192,7 @@ def _use_from_thread(original: Callable[..., Any]) -> Callable[..., Any]:
                 return original(self, tool_input, *args, **options)
 
         async def act(given: Any) -> Any:
-            return await in_thread(functools.partial(original, self, given, *args, **options))
+            return await in_thread(functools.partial(original, self, given, *args, **_standing_here(options)))
 
         what = f"{self.name}.invoke()"
         carried = functools.partial(carried_tool, self, tool_input, options.get("tool_call_id"), act)

@@ -110,6 +110,16 @@ def standing_apart(branch: str, again: bool = False) -> Iterator[None]:
         yield
 
 
+def counting_here(config: RunnableConfig) -> RunnableConfig:
+    """A config of the task that code runs in here, as LangChain has handed it on from before its block stood apart;
+    with what the block counts. That of another task stays as it is."""
+    here, conf = live(), config.get("configurable") or {}
+    if _TASK_ID not in here or conf.get(_TASK_ID) != here[_TASK_ID]:
+        return config
+    own = {key: here[key] for key in (_SCRATCHPAD, _CALL, _RESUMING) if key in here}
+    return {**config, "configurable": {**conf, **own}}
+
+
 def _called_by(task: Any, call: Any) -> Any:
     """The way to `@task`s as it is for that task."""
     real = _calling(call)

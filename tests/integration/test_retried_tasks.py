@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import pytest
 from governing import Desk, raising
+from langchain_core.tools import StructuredTool
 from langgraph.func import entrypoint, task
 from langgraph.graph import START, StateGraph
 from langgraph.types import RetryPolicy, interrupt
@@ -266,6 +267,48 @@ async def test_what_a_tools_body_did_is_not_done_again_when_its_call_is_sent_aga
     assert shop.paid == ["A", "A", "A's parcel"]
     sends = {(call.identity.kind, call.identity.name): call.sends for call in await attempt.calls()}
     assert sends == {("tool", "pay"): 1, ("tool", "buy"): 2, ("model", "scripted:governing_script:answer"): 1}
+
+
+async def test_what_a_langchain_tools_body_did_is_not_done_again_when_its_call_is_sent_again(desk: Desk):
+    paid: list[str] = []
+    pay = StructuredTool.from_function(lambda order: paid.append(order), name="pay", description="Pay for an order.")
+
+    def paying(state: Told) -> Told:
+        pay.invoke({"order": state["order"]})
+        return {"log": [state["order"]]}
+
+    inner = StateGraph(Told).add_node("paying", paying).add_edge(START, "paying").compile()
+
+    def buying(fail: Any) -> StructuredTool:
+        async def on_the_loop(order: str) -> Any:
+            below = (await inner.ainvoke({"order": order}))["log"]
+            fail()
+            return below
+
+        def in_a_thread(order: str) -> Any:
+            below = inner.invoke({"order": order})["log"]
+            fail()
+            return below
+
+        terms = {"effect": "write", "idempotent": True}
+        return StructuredTool.from_function(
+            in_a_thread, coroutine=on_the_loop, name="buy", description="Have somebody pay.", metadata=terms
+        )
+
+    async def awaited(state: Told) -> Told:
+        return {"log": await buy.ainvoke({"order": state["order"]})}
+
+    def called(state: Told) -> Told:
+        return {"log": buy.invoke({"order": state["order"]})}
+
+    for node in (awaited, called):
+        paid.clear()
+        buy = buying(failing_once())
+        graph = govern(StateGraph(Told).add_node("node", node).add_edge(START, "node").compile(), name=node.__name__)
+        attempt = await desk.start(graph, {"order": "A", "log": []})
+        with raising(attempt):
+            assert attempt.output["log"] == ["A"]
+        assert paid == ["A"]
 
 
 async def test_tools_and_specialists_of_a_node_with_a_timeout_may_call_graphs_and_tasks(desk: Desk):
