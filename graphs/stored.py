@@ -11,7 +11,8 @@ import inspect
 import sys
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from decimal import Decimal
 from enum import Enum
 from types import FunctionType
@@ -19,6 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
+from langgraph.checkpoint.serde.event_hooks import SerdeEvent, register_serde_event_listener
 from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 from pydantic.v1 import BaseModel as OldBaseModel
@@ -26,6 +28,9 @@ from pydantic.v1 import BaseModel as OldBaseModel
 from holdfast.contracts.errors import InvalidRequest
 from holdfast.graphs.signature import Compiled, Reader
 from holdfast.graphs.source import Unread, names_in
+from holdfast.telemetry.logs import logger
+
+log = logger(__name__)
 
 StoredTypes = frozenset[tuple[str, str]]
 """Classes as (module, name)."""
@@ -38,6 +43,7 @@ _INERT = frozenset(
 """The packages whose classes do nothing when they are made, so that data may inherit from them."""
 _MADE = frozenset({"model", "dataclass"})
 """What Pydantic's schemas call classes of which it makes one."""
+_MOST_TOLD = 1000
 _IMPORTING = frozenset({"pydantic._internal._validators.import_string"})
 """What Pydantic calls for an `ImportString`: a stored name would be imported."""
 
@@ -66,6 +72,31 @@ def require_data(cls: Any) -> None:
             f"types=[…]: a stored {cls.__qualname__} cannot be made again, for LangGraph looks for it as "
             f"{cls.__name__} at the top level of {cls.__module__}. Define it there"
         )
+
+
+@contextmanager
+def told_of_what_stays_plain() -> Iterator[None]:
+    """Logs each class, once, of which a stored value comes back as plain data, and what to do. LangGraph says it too,
+    in words of its serializer's that nobody here can act on."""
+    told: set[tuple[str, str]] = set()
+
+    def tell(event: SerdeEvent) -> None:
+        stored = event["module"], event["name"]
+        if event["kind"] == "msgpack_blocked" and stored not in told and len(told) < _MOST_TOLD:
+            told.add(stored)
+            log.warning(
+                "plain_data",
+                module=stored[0],
+                name=stored[1],
+                what="a stored value of this class comes back as plain data, for its graph was not seen to reach it",
+                action=f"declare it where it is meant to be in a state: govern(…, types=[{stored[1]}])",
+            )
+
+    forget = register_serde_event_listener(tell)
+    try:
+        yield
+    finally:
+        forget()
 
 
 class _Collector(Reader):

@@ -30,6 +30,7 @@ from holdfast.gateway.providers import Providers, SilentProviders
 from holdfast.gateway.sending import Sender, SendTerms
 from holdfast.gateway.tools import ToolExecutor
 from holdfast.graphs.govern import assert_governed, govern
+from holdfast.graphs.stored import told_of_what_stays_plain
 from holdfast.nodes.hosting import register_host, unregister_host
 from holdfast.policies.permissions import CedarPolicy, default_text
 from holdfast.runtime.attached import AttachedTerms, Attachments
@@ -76,6 +77,7 @@ async def open_runtime(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast"))
     async with AsyncExitStack() as stack:
         stack.enter_context(telemetry(settings.telemetry))
+        stack.enter_context(told_of_what_stays_plain())
         url = await database_url(settings, stack)
         database = await stack.enter_async_context(
             Database(url, terms=settings.store_terms, encryption=encryption(settings.encryption))

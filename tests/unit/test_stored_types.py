@@ -28,6 +28,7 @@ from typing_extensions import TypedDict
 from holdfast import govern
 from holdfast.checkpoints.serialization import declared_types, strict_serializer
 from holdfast.contracts.errors import InvalidRequest
+from holdfast.graphs.stored import told_of_what_stays_plain
 
 
 class State(TypedDict, total=False):
@@ -292,3 +293,13 @@ def test_value_without_end_hides_no_class_of_a_graph_whose_version_is_named():
         return {"held": [deep, Answer(text="a")]}
 
     assert "Answer" in names(graph_of(node, version="1"))
+
+
+def test_class_of_which_a_value_stays_plain_is_told_once_with_what_to_do(caplog: pytest.LogCaptureFixture):
+    stored = JsonPlusSerializer().dumps_typed(Answer(text="yes"))
+    with told_of_what_stays_plain():
+        read = [strict_serializer().loads_typed(stored) for _ in range(2)]
+    assert read == [{"text": "yes"}] * 2
+    strict_serializer().loads_typed(JsonPlusSerializer().dumps_typed(Colour.RED))
+    [told] = [record.getMessage() for record in caplog.records if record.name == "holdfast.graphs.stored"]
+    assert "types=[Answer]" in told
