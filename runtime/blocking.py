@@ -1,9 +1,10 @@
 """The same runtime for scripts without a loop: every call waits for its answer."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from anyio.from_thread import BlockingPortal
 
@@ -19,6 +20,29 @@ from holdfast.runtime.runtime import RunHandle, RunReport, Runtime
 from holdfast.runtime.travel import HistoryEntry
 
 T = TypeVar("T")
+
+
+class _Steps(Generic[T]):
+    """What a generator yields, each in a task that can be stopped: whoever waits for it may be interrupted."""
+
+    def __init__(self, found: AsyncGenerator[T, None]) -> None:
+        self._found = found
+        self._step: asyncio.Task[T | None] | None = None
+
+    async def next(self) -> T | None:
+        """The next one; None after the last."""
+        self._step = asyncio.create_task(self._next())
+        return await self._step
+
+    async def close(self) -> None:
+        """End the generator, also while it is asked for the next one."""
+        if self._step is not None and not self._step.done():
+            self._step.cancel()
+            await asyncio.wait({self._step})
+        await self._found.aclose()
+
+    async def _next(self) -> T | None:
+        return await anext(self._found, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +209,12 @@ class BlockingRuntime:
         return self._portal.call(self._runtime.register, graph)
 
     def _one_by_one(self, found: AsyncGenerator[T, None]) -> Iterator[T]:
+        steps = _Steps(found)
         try:
-            while (one := self._portal.call(anext, found, None)) is not None:
+            while (one := self._portal.call(steps.next)) is not None:
                 yield one
         finally:
-            self._portal.call(found.aclose)
+            self._portal.call(steps.close)
 
     def _running(self, handle: RunHandle) -> BlockingRun:
         return BlockingRun(handle, self._portal)
