@@ -5,6 +5,7 @@ task, would hand one call's answer to another as soon as a re-run asks in anothe
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from langchain_core.runnables import RunnableConfig
@@ -22,14 +23,14 @@ from holdfast.contracts.approvals import (
 )
 from holdfast.contracts.calls import CallIdentity
 from holdfast.contracts.canonical import plain
-from holdfast.contracts.errors import InvalidRequest
+from holdfast.contracts.errors import Conflict, InvalidRequest
 from holdfast.contracts.events import EventDraft, EventKind
 from holdfast.contracts.marks import Mark, reach
 from holdfast.contracts.scope import Scope, part_of
 from holdfast.contracts.tools import ToolRequest, ToolResult
 from holdfast.gateway.recalling import earlier
 from holdfast.gateway.toolset import Toolset
-from holdfast.nodes.place import Answer, answers, interrupt_index, pass_question
+from holdfast.nodes.place import Answer, answers, interrupt_index, live, pass_question
 from holdfast.nodes.session import RunSession
 from holdfast.nodes.underway import underway
 from holdfast.policies.retention import require_contents
@@ -94,6 +95,8 @@ async def approvals_before(session: RunSession, scope: Scope, identity: CallIden
     """What was asked about this call before this run of its task. The task is looked up once, not for each call."""
     site = identity.site
     if site.turn not in scope.approvals_before:
+        if session.owner.attached:  # the task may be that of a graph which nobody has governed, and settled for
+            await settle_host_answers(session, {"configurable": live()})
         found = await session.approvals.of_task(session.owner.tenant_id, session.owner.thread_id, site.task_id)
         for approval in found:
             require_contents(approval.run_id, approval.contents_pruned_at, _NOT_ASKED_AGAIN)
@@ -221,7 +224,8 @@ async def settle_host_answers(session: RunSession, config: RunnableConfig) -> No
             session.owner.tenant_id, session.owner.thread_id, answer.interrupt_id
         )
         if approval is not None and approval.status is ApprovalStatus.PENDING:
-            await _decide(session, approval, answer)
+            with suppress(Conflict):  # decided meanwhile, perhaps by a call beside this one; that decision stands
+                await _decide(session, approval, answer)
 
 
 async def _decide(session: RunSession, approval: Approval, answer: Answer) -> None:

@@ -281,8 +281,10 @@ class Answer:
 
 
 def answers(config: RunnableConfig) -> list[Answer]:
-    """The answers that a task is resumed with, in the order of its questions."""
+    """The answers that a task is resumed with, in the order of its questions; none outside of any."""
     conf = config["configurable"]
+    if _SCRATCHPAD not in conf:
+        return []
     pad, ns = conf[_SCRATCHPAD], conf["checkpoint_ns"]
     values = list(pad.resume)
     if (scalar := pad.get_null_resume(False)) is not None:

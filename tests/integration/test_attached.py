@@ -30,7 +30,7 @@ from holdfast.contracts.runs import RunStatus
 from holdfast.contracts.tenancy import RetentionTerms, Tenant
 from holdfast.gateway.toolset import tool
 from holdfast.graphs.govern import govern
-from holdfast.nodes.context import RunContext
+from holdfast.nodes.context import RunContext, current
 from holdfast.nodes.hosting import register_host, unregister_host
 from holdfast.nodes.session import session_here
 from holdfast.runtime.attached import AttachedTerms, Attachments
@@ -379,6 +379,32 @@ async def test_governed_graph_below_a_foreign_one_is_attached_by_itself_and_its_
     assert asked["__interrupt__"][0].value["action_requests"][0]["name"] == "pay"
     [run] = await host.runs()
     assert run.status is RunStatus.INTERRUPTED
+
+
+async def test_hosts_answer_is_found_where_a_tools_body_has_called_the_graph_that_asked(hosted):
+    async def paying_below(state: State) -> dict:
+        paying = [current().tools.call("pay", {"order": order}) for order in "AB"]
+        return {"log": [result.status for result in await asyncio.gather(*paying)]}
+
+    below = StateGraph(State).add_node("paying", paying_below).add_edge(START, "paying").compile()
+
+    @tool(effect="write", idempotent=True)
+    async def buy(order: str) -> str:
+        """Have a graph pay that nobody has governed."""
+        return str((await below.ainvoke({"x": order}))["log"])
+
+    async def buying(state: State, runtime: Runtime[RunContext]) -> dict:
+        return {"log": [(await runtime.context.tools.call("buy", {"order": "A"})).text]}
+
+    host = await hosted()
+    graph = graph_of(buying, InMemorySaver(), terms={"tools": [pay, buy]})
+    with host.registered():
+        asked = await graph.ainvoke({"x": "1"}, THREAD)
+        for _ in "AB":
+            answers = {question.id: {"decisions": [{"type": "approve"}]} for question in asked["__interrupt__"]}
+            asked = await graph.ainvoke(Command(resume=answers), THREAD)
+    assert asked["log"] == ["['ok', 'ok']"]
+    assert sorted(paid) == ["A", "B"]
 
 
 async def test_host_that_is_gone_opens_nothing(hosted):
