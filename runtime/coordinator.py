@@ -123,8 +123,12 @@ class Coordinator:
         """End a run of which nothing can be read, unless another worker may have the key for it."""
         ending = _before_it_begins(hold)
         if ending is None and isinstance(unreadable, StoreUnavailable):
-            await asyncio.sleep(_LONGEST_PAUSE_SECONDS)  # given back at once, it would be this worker's again at once
-            raise unreadable
+            try:
+                await asyncio.sleep(_LONGEST_PAUSE_SECONDS)  # given back at once, it would come back at once
+            except asyncio.CancelledError as stop:
+                ending = await _stopped(stop, hold)
+            else:
+                raise unreadable
         await self._conclude(hold, None, ending or Failed(unreadable, "claim"))
 
     async def _give_back(self, hold: Hold, trouble: StoreUnavailable) -> None:

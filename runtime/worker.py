@@ -142,7 +142,8 @@ class Worker:
     async def _claim_until_stopped(self, attempts: asyncio.TaskGroup) -> None:
         while not self._stopping.is_set():
             bell = self._wake.listen()
-            free = self._terms.slots - len(self._jobs)
+            # Those that cannot be opened here wait for a worker that can, and must not keep others from a place.
+            free = self._terms.slots - sum(job.hold.claim.run.unreadable is None for job in self._jobs)
             with patient(self._seconds_to_linger):
                 holds = await self._claimed(free) if free > 0 else []
                 foreseen = await self._foreseen() if free > 0 and not holds else None

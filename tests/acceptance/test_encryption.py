@@ -11,7 +11,7 @@ import pytest
 from fix_database import DatabaseUrls, encrypting
 from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime as NodeRuntime
-from offices import Office
+from offices import LEASE_SECONDS, Office
 from projects import standing_in
 from psycopg import sql
 from typing_extensions import TypedDict
@@ -143,11 +143,16 @@ async def test_run_that_was_altered_fails_for_a_person_to_see_and_keeps_no_other
             await runtime.show(altered.run_id, tenant="acme")
 
 
-async def test_run_under_a_newer_key_is_left_to_a_worker_that_has_it(office: Office) -> None:
+async def test_run_under_a_newer_key_is_left_to_a_worker_that_has_it_and_takes_no_place_meanwhile(
+    office: Office,
+) -> None:
     both, faller = {"keys": {"k1": key("k1"), "k2": key("k2")}, "key_id": "k2"}, graph("faller", fall)
-    async with office.open(graphs=[faller], encryption=KEYS) as old:
+    one_at_a_time = {"lease_ttl_seconds": LEASE_SECONDS, "poll_seconds": 0.1, "slots": 1}
+    async with open_runtime(office.settings(encryption=KEYS, worker=one_at_a_time), graphs=[faller]) as old:
         async with office.open(worker=False, encryption=both) as admitting:
-            run = await admitting.start(faller, {"text": "weasel"}, tenant="acme")
+            run, *_ = [await admitting.start(faller, {"text": "weasel"}, tenant="acme") for _ in range(3)]
+        own = await old.start(faller, {"text": "weasel"}, tenant="acme")
+        assert (await own.result(IN_TIME)).status is RunStatus.FAILED
         told: Sequence[Event] = ()
         async with asyncio.timeout(IN_TIME):
             while "run.released" not in [event.kind.value for event in told]:
