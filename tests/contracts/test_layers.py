@@ -37,6 +37,7 @@ OWNED_OTHERWISE = {
     "nodes/bridge.py:in_thread": "a synchronous node's thread; awaited, and refused by its closed scope when it stays",
     "nodes/bridge.py:_start": "handed from that thread to its run's loop, counted and stopped with the node",
     "nodes/middleware.py:_in_time": "the node itself; cancelled and waited for before its scope closes",
+    "runtime/blocking.py:_Steps.next": "waited for by the script that asked; cancelled and waited for when it does not",
     "runtime/heart.py:Heart.beat": "one beat of the heartbeat's thread, waited for",
     "runtime/heart.py:Heart.live": "the heartbeat's thread; stopped with the worker and waited for, for at most a beat",
     "server/bootstrap.py:_beside": "the worker and the listener; stopped and waited for when the runtime closes",
