@@ -32,6 +32,7 @@ ROOMS = (
 BESIDE_THE_TESTS = (
     "tests",
     "docs",
+    "benchmarks",
     "notebooks",
     "README.md",
     "ARCHITECTURE.md",
