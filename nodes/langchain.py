@@ -24,21 +24,18 @@ from holdfast.contracts.scope import scope_here
 from holdfast.nodes.bridge import in_thread, on_loop
 from holdfast.nodes.carried_models import as_chunk, carried_model
 from holdfast.nodes.carried_tools import carried_tool
+from holdfast.nodes.carrying import carry
 from holdfast.nodes.inside import is_asking_model, is_performing, performing
 from holdfast.nodes.place import counting_here
 from holdfast.nodes.retries import carry_retries
 from holdfast.nodes.session import session_of
 from holdfast.nodes.threads import carry_threads
 
-_MARK = "__holdfast_original__"
-
 
 def carry_langchain() -> None:
     """See to it that LangChain's models and tools are carried wherever a scope is. Doing it twice changes nothing."""
     carry_threads()
     carry_retries()
-    if hasattr(BaseChatModel._agenerate_with_cache, _MARK):  # noqa: SLF001  # the entry that all ways share
-        return
     for owner, name, watch in (
         (BaseChatModel, "_agenerate_with_cache", _ask),
         (BaseChatModel, "_generate_with_cache", _ask_from_thread),
@@ -56,10 +53,7 @@ def carry_langchain() -> None:
         (BaseTool, "arun", _use),
         (BaseTool, "run", _use_from_thread),
     ):
-        original = getattr(owner, name)
-        watched = functools.wraps(original)(watch(original))
-        setattr(watched, _MARK, original)
-        setattr(owner, name, watched)
+        carry(owner, name, watch)
 
 
 def _standing_here(options: dict[str, Any]) -> dict[str, Any]:

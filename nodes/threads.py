@@ -11,23 +11,13 @@ from threading import Thread
 from typing import Any
 
 from holdfast.contracts.scope import entered, scope_here
-
-_MARK = "__holdfast_original__"
+from holdfast.nodes.carrying import carry
 
 
 def carry_threads() -> None:
     """See to it that threads and pools carry the scope of whoever uses them. Doing it twice changes nothing."""
-    if hasattr(Thread.start, _MARK):
-        return
-    _replace(ThreadPoolExecutor, "submit", _submit)
-    _replace(Thread, "start", _start)
-
-
-def _replace(owner: type, name: str, make: Any) -> None:
-    original = getattr(owner, name)
-    watched = functools.wraps(original)(make(original))
-    setattr(watched, _MARK, original)
-    setattr(owner, name, watched)
+    carry(ThreadPoolExecutor, "submit", _submit)
+    carry(Thread, "start", _start)
 
 
 def _submit(original: Any) -> Any:
